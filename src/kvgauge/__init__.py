@@ -1,0 +1,25 @@
+"""kvgauge: KV-cache compression measured side by side, as real caches on the same prompts at the same bytes."""
+
+from kvgauge.calibration.collecting import collect
+from kvgauge.calibration.moments import Moments
+from kvgauge.errors import UserError
+from kvgauge.evaluation.generation import generate
+from kvgauge.methods.base import Method
+from kvgauge.methods.building import build_method, list_methods
+from kvgauge.methods.fitted import Fitted
+from kvgauge.models.facts import full_nbytes
+from kvgauge.models.loading import load_model, load_tokenizer
+
+__all__ = [
+    "Fitted",
+    "Method",
+    "Moments",
+    "UserError",
+    "build_method",
+    "collect",
+    "full_nbytes",
+    "generate",
+    "list_methods",
+    "load_model",
+    "load_tokenizer",
+]

@@ -1,0 +1,1 @@
+"""The storage that methods share: growing buffers, latents, and the attention that reads them."""

@@ -1,0 +1,166 @@
+"""The one seam with transformers: an attention function that lets a cache attend by itself.
+
+Attention modules call ``past_key_values.update(key, value, layer_idx)`` and hand what comes back, untouched, to the
+attention function registered under a name. A cache layer of ours returns an `Attendable` in the place of the keys;
+`attention_forward` then asks it for the output. Tensors fall through to scaled dot product attention, so a model with
+this function set behaves as before with every other cache.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "kvgauge"
+
+# Scores of one block of queries may take this many bytes: long prompts attend block by block.
+SCORE_BLOCK_BYTES = 64 * 2**20
+
+
+@runtime_checkable
+class Attendable(Protocol):
+    """Cached tokens that know how to be attended to."""
+
+    def attend(
+        self, query: Tensor, *, attention_mask: Tensor | None, scaling: float, position_ids: Tensor | None
+    ) -> Tensor:
+        """The attention output.
+
+        Args:
+            query: (batch, num_attention_heads, queries, head_dim), post-RoPE.
+            attention_mask: None (plain causal), or True where a query sees a token:
+                (batch, 1, queries, logical length).
+            scaling: factor on the scores, 1/√head_dim as a rule.
+            position_ids: (batch, queries) or (1, queries), or None where the model does not pass them on.
+
+        Returns:
+            (batch, queries, num_attention_heads, head_dim).
+        """
+        ...
+
+
+class Segment(Protocol):
+    """A run of cached tokens, in whatever form they are stored."""
+
+    num_key_value_heads: int
+
+    def __len__(self) -> int:
+        """Stored entries."""
+        ...
+
+    def scores(self, query: Tensor) -> Tensor:
+        """Unscaled scores (batch, num_key_value_heads, rows, entries) of grouped queries (…, rows, head_dim)."""
+        ...
+
+    def mix(self, weights: Tensor) -> Tensor:
+        """Weighted sums of the values (batch, num_key_value_heads, rows, head_dim) for weights (…, rows, entries)."""
+        ...
+
+
+def attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor | Attendable,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The function that transformers calls in every attention module (see the module docstring)."""
+    if isinstance(key, Tensor):
+        return sdpa_attention_forward(  # type: ignore[no-any-return]
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    output = key.attend(query, attention_mask=attention_mask, scaling=scale, position_ids=kwargs.get("position_ids"))
+    return output.contiguous(), None
+
+
+def install(model: PreTrainedModel) -> None:
+    """Make `model` attend through `attention_forward`; its results with ordinary caches do not change."""
+    AttentionInterface.register(NAME, attention_forward)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    model.set_attn_implementation(NAME)
+
+
+def exact_attention(
+    query: Tensor, keys: Tensor, values: Tensor, attention_mask: Tensor | None, scaling: float
+) -> Tensor:
+    """Attention to exact keys and values (batch, num_key_value_heads, tokens, head_dim): (batch, queries, H, head_dim).
+
+    A None mask is plain causal, aligned at the last token.
+    """
+    batch, heads, queries, head_dim = query.shape
+    kv_heads, tokens = keys.shape[1:3]
+    if queries == 1 and attention_mask is None:
+        # The queries of a group read the same keys: as rows of one product they read them once.
+        grouped = query.reshape(batch, kv_heads, heads // kv_heads, head_dim)
+        output = torch.nn.functional.scaled_dot_product_attention(grouped, keys, values, scale=scaling)
+        return output.reshape(batch, 1, heads, values.shape[-1])
+    causal = attention_mask is None and queries == tokens
+    mask = attention_mask
+    if mask is None and not causal:
+        mask = causal_mask(queries, tokens, query.device)
+    output = torch.nn.functional.scaled_dot_product_attention(
+        query, keys, values, attn_mask=mask, scale=scaling, is_causal=causal, enable_gqa=heads != kv_heads
+    )
+    return output.transpose(1, 2)
+
+
+def causal_mask(queries: int, tokens: int, device: torch.device) -> Tensor:
+    """(1, 1, queries, tokens), True where a query sees a token; the last query sees the last token."""
+    last = torch.arange(tokens - queries, tokens, device=device)
+    return (torch.arange(tokens, device=device)[None, :] <= last[:, None])[None, None]
+
+
+def segmented_attention(
+    query: Tensor, segments: list[Segment], attention_mask: Tensor | None, scaling: float
+) -> Tensor:
+    """One softmax over several runs of tokens that are stored in different forms.
+
+    Args:
+        query: (batch, num_attention_heads, queries, head_dim).
+        segments: in logical order; their entries together are the logical length.
+        attention_mask: as in `Attendable.attend`.
+        scaling: factor on the scores.
+
+    Returns:
+        (batch, queries, num_attention_heads, head_dim).
+    """
+    segments = [segment for segment in segments if len(segment)]
+    entries = [len(segment) for segment in segments]
+    total = sum(entries)
+    batch, heads, queries, _ = query.shape
+    if attention_mask is None and queries > 1:
+        attention_mask = causal_mask(queries, total, query.device)
+    block = max(1, SCORE_BLOCK_BYTES // (batch * heads * total * 4))
+    outputs = []
+    for start in range(0, queries, block):
+        part = query[:, :, start : start + block]
+        mask = None if attention_mask is None else attention_mask[:, :, start : start + block, :total]
+        outputs.append(_attend_block(part, segments, entries, mask, scaling))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+
+def _attend_block(
+    query: Tensor, segments: list[Segment], entries: list[int], mask: Tensor | None, scaling: float
+) -> Tensor:
+    batch, heads, queries, head_dim = query.shape
+    kv_heads = segments[0].num_key_value_heads
+    grouped = query.reshape(batch, kv_heads, heads // kv_heads * queries, head_dim) * scaling
+    parts = [segment.scores(grouped) for segment in segments]
+    scores = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+    if mask is not None:
+        hidden = ~mask[:, :, None]  # (batch, 1, 1, queries, tokens): the same for every head and group
+        folded = scores.view(batch, kv_heads, heads // kv_heads, queries, -1)
+        scores = folded.masked_fill_(hidden, torch.finfo(scores.dtype).min).view(scores.shape)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32 if scores.dtype.itemsize < 4 else None).to(query.dtype)
+    mixed = [segment.mix(share) for segment, share in zip(segments, weights.split(entries, dim=-1), strict=True)]
+    output = sum(mixed[1:], start=mixed[0])
+    return output.view(batch, heads, queries, -1).transpose(1, 2)

@@ -1,0 +1,207 @@
+"""Per-head latents: r numbers instead of head_dim for every key and value, and attention in r dimensions.
+
+With a pair (A, B) per kv-head, keys are stored as ``K̃ = K A`` and asked by ``q B``; with (A_v, B_v) values are stored
+as ``Ṽ = V A_v`` and the weighted sum is expanded once, ``(p Ṽ) B_vᵀ``. Keys and values are never rebuilt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvgauge.caches.attention import Segment, causal_mask, segmented_attention
+from kvgauge.caches.base import LayerCache
+from kvgauge.caches.buffers import GrowingBuffer
+from kvgauge.caches.exact import ExactSegment
+from kvgauge.errors import UserError
+
+
+@dataclass(frozen=True)
+class HeadProjections:
+    """The pairs of one layer, each (num_key_value_heads, head_dim, rank), in the model's dtype.
+
+    Attributes:
+        A, B: keys are stored as K A, queries ask with q B.
+        A_v, B_v: values are stored as V A_v, sums are expanded by B_vᵀ.
+    """
+
+    A: Tensor
+    B: Tensor
+    A_v: Tensor
+    B_v: Tensor
+
+    def nbytes(self) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in (self.A, self.B, self.A_v, self.B_v))
+
+
+LayerProjections = Callable[[int], HeadProjections]  # context length → the pairs of one layer
+
+
+class LatentSegment:
+    """Latents (batch, num_key_value_heads, tokens, rank) as a segment of attention."""
+
+    def __init__(self, keys: Tensor, values: Tensor, projections: HeadProjections) -> None:
+        self.keys, self.values, self.projections = keys, values, projections
+        self.num_key_value_heads = keys.shape[1]
+
+    def __len__(self) -> int:
+        return self.keys.shape[2]
+
+    def scores(self, query: Tensor) -> Tensor:
+        return (query @ self.projections.B) @ self.keys.transpose(-1, -2)
+
+    def mix(self, weights: Tensor) -> Tensor:
+        return (weights @ self.values) @ self.projections.B_v.transpose(-1, -2)
+
+
+class LatentLayer(LayerCache):
+    """One layer of per-head latents, with optional exact sinks and an exact recent window.
+
+    Args:
+        projections: the pairs of this layer for a context of the given length; called once, when the context is
+            compressed (a byte budget with exact tokens beside the latents depends on the length).
+        sinks: first tokens that stay exact.
+        window: most recent tokens that stay exact; a token that leaves the window is projected.
+    """
+
+    def __init__(self, projections: LayerProjections, sinks: int = 0, window: int = 0) -> None:
+        super().__init__()
+        self.source = projections
+        self.projections: HeadProjections | None = None
+        self.sinks, self.window = sinks, window
+        self.latent_keys, self.latent_values = GrowingBuffer(), GrowingBuffer()
+        self.sink_keys, self.sink_values = GrowingBuffer(step=1), GrowingBuffer(step=1)
+        self.recent_keys, self.recent_values = GrowingBuffer(), GrowingBuffer()
+        self.sink_columns: Tensor | None = None  # (batch, sinks): where each row's sinks stand, if rows are padded
+
+    def store(self, keys: Tensor, values: Tensor) -> None:
+        tokens = keys.shape[2]
+        self.projections = self.source(tokens)
+        sinks = min(self.sinks, tokens)
+        split = max(sinks, tokens - self.window)
+        valid = self.cache.valid if self.cache is not None else None
+        self.sink_columns = None
+        if sinks and valid is not None:
+            # Every row's sinks are its own first tokens, behind its padding: they are gathered, and the latents keep
+            # all columns, of which the mask hides the sinks.
+            first = valid.int().argmax(dim=1, keepdim=True)
+            self.sink_columns = (first + torch.arange(sinks, device=keys.device)).clamp(max=split - 1)
+            index = self.sink_columns[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])
+            self.sink_keys.set(keys.gather(2, index))
+            self.sink_values.set(values.gather(2, index))
+            sinks = 0
+        elif sinks:
+            self.sink_keys.set(keys[:, :, :sinks])
+            self.sink_values.set(values[:, :, :sinks])
+        self.latent_keys.set(keys[:, :, sinks:split] @ self.projections.A)
+        self.latent_values.set(values[:, :, sinks:split] @ self.projections.A_v)
+        if self.window:
+            self.recent_keys.set(keys[:, :, split:])
+            self.recent_values.set(values[:, :, split:])
+
+    def append(self, keys: Tensor, values: Tensor) -> None:
+        assert self.projections is not None
+        if self.window:
+            self.recent_keys.append(keys)
+            self.recent_values.append(values)
+            return  # the queries of this pass still see exact keys; `attend_compressed` lets the oldest go afterwards
+        self.latent_keys.append(keys @ self.projections.A)
+        self.latent_values.append(values @ self.projections.A_v)
+
+    def attend_compressed(self, query: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
+        if self.sink_columns is not None:
+            attention_mask = self._mask_of_gathered_sinks(query, attention_mask)
+        output = segmented_attention(query, self._segments(), attention_mask, scaling)
+        self._age()
+        return output
+
+    def _mask_of_gathered_sinks(self, query: Tensor, mask: Tensor | None) -> Tensor:
+        """The mask in the order of the segments: sinks first, and hidden among the latents."""
+        assert self.sink_columns is not None
+        batch, _, queries, _ = query.shape
+        if mask is None:
+            mask = causal_mask(queries, self.logical_length, query.device)
+        mask = mask.expand(batch, 1, queries, -1)
+        columns = self.sink_columns[:, None, None, :].expand(-1, 1, queries, -1)
+        return torch.cat([mask.gather(3, columns), mask.scatter(3, columns, False)], dim=3)
+
+    def _segments(self) -> list[Segment]:
+        assert self.projections is not None
+        segments: list[Segment] = []
+        if self.sinks:
+            segments.append(ExactSegment(self.sink_keys.view(), self.sink_values.view()))
+        segments.append(LatentSegment(self.latent_keys.view(), self.latent_values.view(), self.projections))
+        if self.window:
+            segments.append(ExactSegment(self.recent_keys.view(), self.recent_values.view()))
+        return segments
+
+    def _age(self) -> None:
+        """Project what has left the window, a growth step at a time: moving rows at every token would cost more."""
+        surplus = len(self.recent_keys) - self.window
+        if not self.window or surplus < self.recent_keys.step:
+            return
+        assert self.projections is not None
+        self.latent_keys.append(self.recent_keys.drop_front(surplus) @ self.projections.A)
+        self.latent_values.append(self.recent_values.drop_front(surplus) @ self.projections.A_v)
+
+    def compressed_nbytes_by_part(self) -> dict[str, int]:
+        parts = {
+            "latent_keys": self.latent_keys.nbytes(),
+            "latent_values": self.latent_values.nbytes(),
+            "sinks": self.sink_keys.nbytes() + self.sink_values.nbytes(),
+            "window": self.recent_keys.nbytes() + self.recent_values.nbytes(),
+        }
+        return {part: size for part, size in parts.items() if size}
+
+    def fixed_nbytes(self) -> int:
+        return 0 if self.projections is None else self.projections.nbytes()
+
+    def compressed_dense(self) -> tuple[Tensor, Tensor]:
+        assert self.projections is not None
+        keys = [self.latent_keys.view() @ self.projections.B.transpose(-1, -2)]
+        values = [self.latent_values.view() @ self.projections.B_v.transpose(-1, -2)]
+        if self.sink_columns is not None:
+            index = self.sink_columns[:, None, :, None].expand(-1, keys[0].shape[1], -1, keys[0].shape[3])
+            keys[0] = keys[0].scatter(2, index, self.sink_keys.view())
+            values[0] = values[0].scatter(2, index, self.sink_values.view())
+        elif self.sinks:
+            keys.insert(0, self.sink_keys.view())
+            values.insert(0, self.sink_values.view())
+        if self.window:
+            keys.append(self.recent_keys.view())
+            values.append(self.recent_values.view())
+        return torch.cat(keys, dim=2), torch.cat(values, dim=2)
+
+    def buffers(self) -> Sequence[GrowingBuffer]:
+        return (
+            self.latent_keys,
+            self.latent_values,
+            self.sink_keys,
+            self.sink_values,
+            self.recent_keys,
+            self.recent_values,
+        )
+
+    def map_batch(self, select: Callable[[Tensor], Tensor]) -> None:
+        super().map_batch(select)
+        if self.sink_columns is not None:
+            self.sink_columns = select(self.sink_columns)
+
+    def crop_compressed(self, tokens: int) -> None:
+        sinks = 0 if self.sink_columns is not None else len(self.sink_keys)
+        recent = tokens - sinks - len(self.latent_keys)
+        if self.window and recent < 0:
+            raise UserError(
+                "cannot crop into tokens that have left the exact window: use window=0 or start a new cache"
+            )
+        if tokens < len(self.sink_keys):
+            raise UserError(f"cannot crop into the {len(self.sink_keys)} exact sinks: start a new cache")
+        if self.window:
+            self.recent_keys.crop(recent)
+            self.recent_values.crop(recent)
+        else:
+            self.latent_keys.crop(tokens - sinks)
+            self.latent_values.crop(tokens - sinks)

@@ -1,0 +1,1 @@
+"""Calibration: corpora as token batches, and second moments of what attention sees."""

@@ -1,0 +1,90 @@
+"""Streaming collection: one plain forward pass per batch, moments added up as the layers go by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from kvgauge.caches.observing import Observation, observing_cache
+from kvgauge.calibration.moments import NAMES, Moments
+from kvgauge.errors import UserError
+from kvgauge.models.facts import check_length, model_facts, model_fingerprint
+from kvgauge.models.rotary import Rotary
+
+
+@torch.no_grad()
+def collect(model: PreTrainedModel, token_batches: Iterable[Tensor], *, progress: bool = False) -> Moments:
+    """Second moments of K, Q and V per layer and kv-head, pre- and post-RoPE, in float64.
+
+    Memory does not depend on the number of tokens. Results of several processes or shards add up with ``+``.
+
+    Args:
+        model: loaded by `kvgauge.load_model`.
+        token_batches: integer tensors (batch, tokens) or (tokens,), without padding.
+        progress: show a bar on stderr.
+
+    Raises:
+        UserError: no tokens at all, a sequence longer than the model's positions, or activations that are not finite.
+    """
+    facts = model_facts(model)
+    shape = (facts.num_layers, facts.num_key_value_heads, facts.head_dim, facts.head_dim)
+    sums = {name: torch.zeros(shape, dtype=torch.float64, device=model.device) for name in NAMES}
+    rotary = Rotary(model)
+    tokens = 0
+
+    def observe(seen: Observation) -> None:
+        positions = seen.positions
+        if positions is None:
+            positions = torch.arange(seen.keys.shape[2], device=seen.keys.device)[None]
+        states = {
+            "k_post": seen.keys,
+            "q_post": seen.queries,
+            "v": seen.values,
+            "k_pre": rotary.unrotate(seen.keys, positions),
+            "q_pre": rotary.unrotate(seen.queries, positions),
+        }
+        for name, rows in states.items():
+            sums[name][seen.layer].add_(second_moment(rows, facts.num_key_value_heads).to(sums[name].device))
+
+    cache = observing_cache(facts.num_layers, observe)
+    for batch in tqdm(token_batches, desc="collect", unit="batch", disable=not progress):
+        ids = batch.unsqueeze(0) if batch.ndim == 1 else batch
+        check_length(model, ids.shape[1], "a calibration sequence")
+        # The decoder alone: logits over the vocabulary are not needed.
+        model.get_decoder()(input_ids=ids.to(model.device), past_key_values=cache, use_cache=True)
+        tokens += ids.numel()
+    if not tokens:
+        raise UserError("no calibration tokens: give a corpus with at least one sequence")
+    for name, value in sums.items():
+        bad = ~torch.isfinite(value).flatten(1).all(dim=1)
+        if bool(bad.any()):
+            layer = int(bad.int().argmax())
+            raise UserError(
+                f"activations of layer {layer} ({name}) are not finite: load the model in float32 or bfloat16"
+            )
+    metadata = {
+        "model": model_fingerprint(model),
+        "model_name": getattr(model, "name_or_path", "") or type(model).__name__,
+        "tokens": tokens,
+    }
+    return Moments({name: value.cpu() for name, value in sums.items()}, metadata)
+
+
+def second_moment(states: Tensor, num_key_value_heads: int) -> Tensor:
+    """``Σ xᵀx`` over batch, tokens and the heads of a group.
+
+    Args:
+        states: (batch, heads, tokens, head_dim); heads are a multiple of `num_key_value_heads`, group by group.
+        num_key_value_heads: N.
+
+    Returns:
+        (N, head_dim, head_dim), float64.
+    """
+    batch, heads, tokens, head_dim = states.shape
+    rows = states.unflatten(1, (num_key_value_heads, heads // num_key_value_heads)).movedim(1, 0)
+    rows = rows.reshape(num_key_value_heads, -1, head_dim).double()
+    return rows.transpose(1, 2) @ rows

@@ -1,0 +1,91 @@
+"""Second moments of keys, queries and values: all that the closed forms need, in memory that no corpus can grow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from kvgauge.artifacts import read_tensors, write_tensors
+from kvgauge.errors import UserError
+from kvgauge.models.facts import model_fingerprint
+
+NAMES = ("k_post", "k_pre", "q_post", "q_pre", "v")
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over tokens of outer products, per layer and kv-head; additive over tokens, batches and shards.
+
+    Attributes:
+        tensors: ``k_post``, ``k_pre``, ``q_post``, ``q_pre`` and ``v``, each (layers, num_key_value_heads, head_dim,
+            head_dim), float64; the queries of a group are stacked, so ``q_*`` sums over the group's heads too.
+        metadata: ``model`` and ``model_name``, ``tokens`` counted, and what the caller adds, e.g. the corpus.
+    """
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_layers(self) -> int:
+        return int(self.tensors["v"].shape[0])
+
+    @property
+    def tokens(self) -> int:
+        return int(self.metadata["tokens"])
+
+    def keys(self, rope: str) -> Tensor:
+        """C_K, ``post`` or ``pre`` RoPE."""
+        return self.tensors[f"k_{rope}"]
+
+    def queries(self, rope: str) -> Tensor:
+        """C_Q, ``post`` or ``pre`` RoPE, stacked over the heads of a group."""
+        return self.tensors[f"q_{rope}"]
+
+    def values(self) -> Tensor:
+        """C_V."""
+        return self.tensors["v"]
+
+    def __add__(self, other: Moments) -> Moments:
+        """The moments of both sets of tokens.
+
+        Raises:
+            UserError: they belong to different models.
+        """
+        if self.metadata.get("model") != other.metadata.get("model"):
+            raise UserError("moments of different models cannot be added: collect both with one model")
+        tensors = {name: tensor + other.tensors[name] for name, tensor in self.tensors.items()}
+        return Moments(tensors, self.metadata | {"tokens": self.tokens + other.tokens})
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Refuse moments that cannot be used with `model`.
+
+        Raises:
+            UserError: another model's, or values that are not finite.
+        """
+        if self.metadata.get("model") != model_fingerprint(model):
+            raise UserError(
+                f"the moments were collected with another model ({self.metadata.get('model_name', 'unknown')}): "
+                f"run collect with this one"
+            )
+        for name, tensor in self.tensors.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise UserError(f"the moments {name} hold values that are not finite: collect again in float32")
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file, whole or not at all."""
+        write_tensors(path, self.tensors, self.metadata)
+
+    @classmethod
+    def load(cls, path: Path) -> Moments:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
+        tensors, metadata = read_tensors(path)
+        return cls(tensors, metadata)

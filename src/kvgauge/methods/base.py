@@ -1,0 +1,121 @@
+"""The contract of a method."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import sys
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from transformers import PreTrainedModel
+
+from kvgauge.caches.base import KVCache
+from kvgauge.errors import UserError
+from kvgauge.methods.fitted import Fitted
+
+if TYPE_CHECKING:
+    from kvgauge.calibration.moments import Moments
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """A way to compress the cache; subclasses are frozen dataclasses whose fields are the configuration.
+
+    Attributes:
+        name: the name under which results are reported.
+        budget: cached bytes over the bytes of the uncompressed cache of the same logical length and dtype, at the
+            context length of the run, in (0, 1]; explicit ranks or entry counts of a method override it.
+
+    Raises:
+        UserError: a budget outside (0, 1].
+    """
+
+    name: str
+    budget: float | None = None
+
+    exact_prefill: ClassVar[bool] = True
+    """The prefill attends to exact keys and values, so one prefill serves every such method."""
+
+    learns: ClassVar[bool] = False
+    """`fit` needs moments and returns projections."""
+
+    fit_fields: ClassVar[tuple[str, ...]] = ()
+    """Fields that change what `fit` returns; all others may differ between runs that share a fit."""
+
+    def __post_init__(self) -> None:
+        if self.budget is not None and not 0.0 < self.budget <= 1.0:
+            raise UserError(f"budget {self.budget:g} of {self.name} is outside (0, 1]: give the share of bytes to keep")
+
+    def fit(self, moments: Moments, model: PreTrainedModel) -> Fitted | None:
+        """What the method learns from calibration moments; None where it learns nothing."""
+        return None
+
+    @abstractmethod
+    def new_cache(
+        self, model: PreTrainedModel, fitted: Fitted | None = None, *, context_length: int | None = None
+    ) -> KVCache:
+        """An empty cache.
+
+        Args:
+            model: the model it will serve.
+            fitted: what `fit` returned, for methods that learn.
+            context_length: compress by itself after this many tokens; None waits for ``cache.compress()``.
+
+        Raises:
+            UserError: `fitted` is missing, or was made for another model.
+        """
+
+    def config(self) -> dict[str, Any]:
+        """The fields as JSON-like data."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def fit_config(self) -> dict[str, Any]:
+        """The part of the configuration that changes what `fit` returns."""
+        return {"method": type(self).__name__} | {name: getattr(self, name) for name in self.fit_fields}
+
+    @property
+    def label(self) -> str:
+        """The name of a cell: method and budget."""
+        return self.name if self.budget is None else f"{self.name}@{self.budget:g}"
+
+    @classmethod
+    def code_version(cls) -> str:
+        """A hash of the sources that decide what this method's caches do: its own file, its bases', and `caches/`."""
+        package = Path(__file__).resolve().parents[1]
+        files = {Path(inspect.getfile(base)) for base in cls.__mro__ if base.__module__.startswith("kvgauge.")}
+        module = sys.modules[cls.__module__]
+        for value in vars(module).values():
+            origin = getattr(value, "__module__", None)
+            if isinstance(origin, str) and origin.startswith("kvgauge.methods."):
+                files.add(Path(inspect.getfile(sys.modules[origin])))
+        files.update((package / "caches").glob("*.py"))
+        value = hashlib.sha256()
+        for file in sorted(files):
+            value.update(file.name.encode() + b"\0" + file.read_bytes())
+        return value.hexdigest()[:16]
+
+
+def check_fitted(method: Method, model: PreTrainedModel, fitted: Fitted | None) -> Fitted:
+    """`fitted`, if it is there and was made for this model by this kind of method.
+
+    Raises:
+        UserError: it is missing or belongs to something else.
+    """
+    from kvgauge.models.facts import model_fingerprint
+
+    if fitted is None:
+        raise UserError(f"{method.name} needs fitted projections: run `python -m pipelines.fit method={method.name}`")
+    if fitted.metadata.get("model") != model_fingerprint(model):
+        raise UserError(
+            f"the projections were fitted for another model ({fitted.metadata.get('model_name', 'unknown')}): "
+            f"run collect and fit with this one"
+        )
+    if fitted.metadata.get("fit_config") != method.fit_config():
+        raise UserError(
+            f"the projections were fitted with another configuration ({fitted.metadata.get('fit_config')}) "
+            f"than {method.name} asks for ({method.fit_config()}): run fit again"
+        )
+    return fitted

@@ -1,0 +1,187 @@
+"""What K-SVD, Eigen and KQ-SVD share: ranks, projections and the cache of per-head latents."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from kvgauge.caches.base import KVCache
+from kvgauge.caches.latents import HeadProjections, LatentLayer
+from kvgauge.errors import UserError
+from kvgauge.methods.base import Method, check_fitted
+from kvgauge.methods.factorization import Pair
+from kvgauge.methods.fitted import Fitted
+from kvgauge.methods.ranks import Ranks, budget_ranks, epsilon_ranks, explicit_ranks
+from kvgauge.models.facts import model_facts, model_fingerprint
+
+if TYPE_CHECKING:
+    from kvgauge.calibration.moments import Moments
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRankPerHead(Method):
+    """Low-rank pairs per kv-head; the subclass says which.
+
+    Exactly one of `budget`, `epsilon` and the explicit ranks decides; explicit ranks come first, then `epsilon`.
+
+    Attributes:
+        rank: rank of keys and values.
+        rank_k, rank_v: ranks of keys and of values, each instead of `rank`.
+        epsilon: per layer the smallest rank whose discarded energy is at most ε² of the total.
+        rope: ``post`` works on keys and queries as they are cached; ``pre`` on those before the rotation, for fidelity
+            studies only: a cache would have to rotate what it rebuilds.
+        sinks, window: first and most recent tokens that stay exact; their bytes count in the budget.
+
+    Raises:
+        UserError: no rank, or contradicting values.
+    """
+
+    rank: int | None = None
+    rank_k: int | None = None
+    rank_v: int | None = None
+    epsilon: float | None = None
+    rope: str = "post"
+    sinks: int = 0
+    window: int = 0
+
+    learns: ClassVar[bool] = True
+    fit_fields: ClassVar[tuple[str, ...]] = ("rope",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rope not in ("post", "pre"):
+            raise UserError(f"rope of {self.name} is `post` or `pre`, not {self.rope!r}")
+        if self.sinks < 0 or self.window < 0:
+            raise UserError(f"sinks and window of {self.name} are numbers of tokens, 0 or more")
+        if self.rank is None and (self.rank_k is None) != (self.rank_v is None) and self.budget is None:
+            raise UserError(f"{self.name} has one of rank_k and rank_v: give both, or rank")
+        if all(value is None for value in (self.rank, self.rank_k, self.rank_v, self.epsilon, self.budget)):
+            raise UserError(f"{self.name} needs a budget, a rank, rank_k and rank_v, or an epsilon")
+
+    @property
+    def label(self) -> str:
+        rank_k = self.rank if self.rank_k is None else self.rank_k
+        rank_v = self.rank if self.rank_v is None else self.rank_v
+        if rank_k is not None and rank_v is not None:
+            return f"{self.name}@r{rank_k}" if rank_k == rank_v else f"{self.name}@r{rank_k},{rank_v}"
+        return super().label if self.epsilon is None else f"{self.name}@eps{self.epsilon:g}"
+
+    # -- fitting -------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def key_pair(self, moments: Moments) -> Pair:
+        """The pair of keys for all layers and heads (layers, num_key_value_heads, head_dim, head_dim)."""
+
+    @abstractmethod
+    def value_pair(self, moments: Moments, model: PreTrainedModel) -> Pair:
+        """The pair of values, shapes as `key_pair`."""
+
+    @abstractmethod
+    def energies(self, spectrum: Tensor) -> Tensor:
+        """What the tolerance ε counts, from a spectrum: chosen so that the decays of the methods compare."""
+
+    def fit(self, moments: Moments, model: PreTrainedModel) -> Fitted:
+        """The pairs at full rank, best direction first; any rank is a prefix, so one fit serves every budget.
+
+        Raises:
+            UserError: the moments are another model's, or hold values that are not finite.
+        """
+        moments.check(model)
+        start = time.perf_counter()
+        keys, values = self.key_pair(moments), self.value_pair(moments, model)
+        tensors = {
+            "A": keys.A,
+            "B": keys.B,
+            "A_v": values.A,
+            "B_v": values.B,
+            "spectrum_k": keys.spectrum,
+            "spectrum_v": values.spectrum,
+        }
+        metadata = {
+            "method": self.name,
+            "fit_config": self.fit_config(),
+            "model": model_fingerprint(model),
+            "model_name": moments.metadata.get("model_name", ""),
+            "moments": moments.metadata,
+            "floored_eigenvalues": {"keys": keys.floored, "values": values.floored},
+            "seconds": time.perf_counter() - start,
+        }
+        fitted = Fitted(tensors, metadata)
+        facts = model_facts(model)
+        metadata["ranks"] = self.ranks(fitted, facts.num_layers, facts.head_dim)
+        return fitted
+
+    # -- ranks ---------------------------------------------------------------------------------------------------
+
+    def ranks(self, fitted: Fitted, num_layers: int, head_dim: int, context_length: int | None = None) -> Ranks:
+        """(rank_k, rank_v) per layer.
+
+        Args:
+            fitted: holds the spectra that ε needs.
+            num_layers, head_dim: of the model.
+            context_length: tokens of the context, which a budget with exact sinks and window depends on; None leaves
+                them out.
+
+        Raises:
+            UserError: ranks out of range, or a budget that the exact tokens alone exceed.
+        """
+        rank_k = self.rank if self.rank_k is None else self.rank_k
+        rank_v = self.rank if self.rank_v is None else self.rank_v
+        if rank_k is not None and rank_v is not None:
+            return explicit_ranks(self.name, rank_k, rank_v, num_layers, head_dim)
+        if self.epsilon is not None:
+            energies_k, energies_v = (self.energies(fitted.tensors[f"spectrum_{part}"]) for part in ("k", "v"))
+            return epsilon_ranks(energies_k, energies_v, self.epsilon)
+        assert self.budget is not None
+        numbers = 2.0 * head_dim * self.budget
+        if context_length is not None:
+            exact = min(self.sinks + self.window, context_length)
+            if exact == context_length:
+                return [(head_dim, head_dim)] * num_layers
+            numbers = 2.0 * head_dim * (self.budget * context_length - exact) / (context_length - exact)
+            if numbers < 2:
+                raise UserError(
+                    f"budget {self.budget:g} of {self.name} does not pay for {exact} exact tokens of {context_length}: "
+                    f"lower sinks and window or raise the budget"
+                )
+        if rank_k is not None or rank_v is not None:
+            return self._complete(rank_k, rank_v, numbers, num_layers, head_dim)
+        return budget_ranks(self.name, numbers, num_layers, head_dim)
+
+    def _complete(
+        self, rank_k: int | None, rank_v: int | None, numbers: float, num_layers: int, head_dim: int
+    ) -> Ranks:
+        """One rank is given, the budget pays for the other."""
+        given = rank_k if rank_k is not None else rank_v
+        assert given is not None
+        rest = min(int(numbers + 1e-9) - given, head_dim)
+        pair = (given, rest) if rank_k is not None else (rest, given)
+        return explicit_ranks(self.name, *pair, num_layers, head_dim)
+
+    # -- the cache -----------------------------------------------------------------------------------------------
+
+    def new_cache(
+        self, model: PreTrainedModel, fitted: Fitted | None = None, *, context_length: int | None = None
+    ) -> KVCache:
+        known = check_fitted(self, model, fitted)
+        if self.rope == "pre":
+            raise UserError(f"{self.name} with rope: pre is for fidelity studies only: use rope: post for a cache")
+        facts = model_facts(model)
+        self.ranks(known, facts.num_layers, facts.head_dim)  # refuses bad ranks before any work is done
+
+        def projections(layer: int, tokens: int) -> HeadProjections:
+            rank_k, rank_v = self.ranks(known, facts.num_layers, facts.head_dim, tokens)[layer]
+            pairs = known.truncated(layer, rank_k, rank_v)
+            weight = model.get_decoder().layers[layer].self_attn.o_proj.weight
+            return HeadProjections(*(tensor.to(weight.device, weight.dtype).contiguous() for tensor in pairs))
+
+        layers = [
+            LatentLayer(lambda tokens, index=index: projections(index, tokens), self.sinks, self.window)  # type: ignore[misc]
+            for index in range(facts.num_layers)
+        ]
+        return KVCache(layers, context_length=context_length)

@@ -1,0 +1,1 @@
+"""Loading models and the few facts that methods need of an architecture."""

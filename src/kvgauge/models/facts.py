@@ -1,0 +1,112 @@
+"""The few facts that methods need of an architecture, read from the model itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from kvgauge.errors import UserError
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Shapes of a model's attention, one value for all layers.
+
+    Attributes:
+        num_layers: decoder layers.
+        num_attention_heads: query heads H.
+        num_key_value_heads: key/value heads N.
+        head_dim: dimension d of a head.
+        hidden_size: D.
+        max_positions: longest context the positions were made for.
+        dtype: of the weights, and so of the cache.
+    """
+
+    num_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    hidden_size: int
+    max_positions: int
+    dtype: torch.dtype
+
+    @property
+    def num_key_value_groups(self) -> int:
+        """Query heads that share a key/value head: g = H / N."""
+        return self.num_attention_heads // self.num_key_value_heads
+
+    def full_nbytes(self, tokens: int) -> int:
+        """Bytes of the uncompressed keys and values of `tokens` tokens of one sequence."""
+        per_token = 2 * self.num_layers * self.num_key_value_heads * self.head_dim * self.dtype.itemsize
+        return per_token * tokens
+
+
+def model_facts(model: PreTrainedModel) -> ModelFacts:
+    """The `ModelFacts` of a transformers decoder."""
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    return ModelFacts(
+        num_layers=config.num_hidden_layers,
+        num_attention_heads=heads,
+        num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        hidden_size=config.hidden_size,
+        max_positions=config.max_position_embeddings,
+        dtype=model.dtype,
+    )
+
+
+def full_nbytes(model: PreTrainedModel, tokens: int) -> int:
+    """Bytes of the uncompressed cache of one sequence of `tokens` tokens, in the model's dtype."""
+    return model_facts(model).full_nbytes(tokens)
+
+
+def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
+    """The self-attention modules, first layer first."""
+    return [layer.self_attn for layer in model.get_decoder().layers]
+
+
+def output_weight(model: PreTrainedModel, layer: int) -> Tensor:
+    """W_O of one layer as (num_attention_heads, head_dim, hidden_size), a view: head h adds ``o_h @ W_O[h]``."""
+    weight: Tensor = attention_modules(model)[layer].o_proj.weight  # type: ignore[union-attr, assignment]
+    heads = model.config.get_text_config().num_attention_heads
+    return weight.T.reshape(heads, weight.shape[1] // heads, weight.shape[0])
+
+
+def check_length(model: PreTrainedModel, tokens: int, what: str = "the context") -> None:
+    """Refuse more tokens than the model has positions.
+
+    Raises:
+        UserError: `tokens` exceeds ``max_position_embeddings``.
+    """
+    limit = model_facts(model).max_positions
+    if tokens > limit:
+        raise UserError(f"{what} of {tokens} tokens is longer than the model's {limit} positions: use a shorter length")
+
+
+def model_fingerprint(model: PreTrainedModel) -> str:
+    """A hash of the configuration and of a sample of every weight: the same model from another place is the same.
+
+    64 values of every parameter are read, so that it takes milliseconds on a model of any size; a fine-tuned copy
+    differs in practically all of them.
+    """
+    known = getattr(model, "_kvgauge_fingerprint", None)
+    if known is not None:
+        return str(known)
+    config = model.config.to_dict()
+    for volatile in ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"):
+        config.pop(volatile, None)
+    value = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().reshape(-1)
+        stride = max(1, flat.numel() // 64)
+        sample = flat[::stride][:64].to("cpu", torch.float32)
+        value.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+        value.update(sample.numpy().tobytes())
+    model._kvgauge_fingerprint = value.hexdigest()[:16]  # type: ignore[assignment]
+    return str(model._kvgauge_fingerprint)

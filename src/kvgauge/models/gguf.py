@@ -1,0 +1,68 @@
+"""GGUF files as ordinary dense checkpoints, converted once.
+
+transformers parses GGUF in Python (20 s and more for 135M parameters) and keeps the weights packed unless told to
+dequantize them. The dense copy is a normal checkpoint directory that loads in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.quantization_config import GgufConfig
+
+CONVERSION = 1  # part of the cache key: raise it when the conversion itself changes
+
+
+def cache_root() -> Path:
+    """Where converted checkpoints live: ``$KVGAUGE_CACHE``, else ``kvgauge`` in the user's cache directory."""
+    root = os.environ.get("KVGAUGE_CACHE")
+    if root:
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kvgauge"
+
+
+def dense_checkpoint(gguf_file: Path) -> Path:
+    """The directory of a dense bfloat16 copy of `gguf_file`, made if it is not there yet.
+
+    The directory's name holds the file's SHA-256, so another file never meets this one's copy. The copy appears whole
+    or not at all, also when two processes make it at once.
+    """
+    with gguf_file.open("rb") as stream:
+        sha = hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(stream)
+    target = cache_root() / f"{gguf_file.stem}-{sha[:12]}-v{CONVERSION}"
+    if (target / "config.json").is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        directory, name = str(gguf_file.parent), gguf_file.name
+        model = AutoModelForCausalLM.from_pretrained(
+            directory, gguf_file=name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+        )
+        model.save_pretrained(scratch)
+        AutoTokenizer.from_pretrained(directory, gguf_file=name).save_pretrained(scratch)
+        config = json.loads((scratch / "config.json").read_text())
+        config.pop("quantization_config", None)  # the copy is dense: nothing must try to quantize it again
+        (scratch / "config.json").write_text(json.dumps(config, indent=2))
+        try:
+            scratch.replace(target)
+        except OSError:
+            if not (target / "config.json").is_file():
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def _sha256(stream) -> str:  # type: ignore[no-untyped-def]
+    value = hashlib.sha256()
+    for block in iter(lambda: stream.read(1 << 20), b""):
+        value.update(block)
+    return value.hexdigest()

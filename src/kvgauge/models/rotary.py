@@ -1,0 +1,56 @@
+"""Rotary position embedding as a function of positions, forwards and backwards.
+
+transformers rotates keys before a cache sees them. The rotation is orthogonal up to the model's attention scaling
+factor, so what a cache receives can be turned back exactly; methods that work on pre-RoPE keys do that here, whatever
+the model family.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from kvgauge.errors import UserError
+
+# Their frequencies change with the length of the sequence, so that an early key cannot be turned back later.
+LENGTH_DEPENDENT = ("dynamic", "longrope")
+
+
+class Rotary:
+    """The rotary embedding of one model.
+
+    Raises:
+        UserError: the model has none, or one whose frequencies depend on the sequence length.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        module = getattr(model.get_decoder(), "rotary_emb", None)
+        if module is None:
+            raise UserError(f"{type(model).__name__} has no rotary embedding: choose a method that keeps `rope: post`")
+        kind = getattr(module, "rope_type", "default")
+        if kind in LENGTH_DEPENDENT:
+            raise UserError(f"rope type {kind!r} changes with the sequence length: choose a method with `rope: post`")
+        self._module = module
+        self._scale_squared = float(getattr(module, "attention_scaling", 1.0)) ** 2
+
+    def angles(self, positions: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines for `positions` (batch, tokens): two tensors (batch, 1, tokens, head_dim)."""
+        cos, sin = self._module(like, position_ids=positions)
+        return cos.unsqueeze(1), sin.unsqueeze(1)
+
+    def rotate(self, states: Tensor, positions: Tensor) -> Tensor:
+        """Pre-RoPE states (batch, heads, tokens, head_dim) at `positions` (batch, tokens), rotated."""
+        cos, sin = self.angles(positions, states)
+        return states * cos + rotate_half(states) * sin
+
+    def unrotate(self, states: Tensor, positions: Tensor) -> Tensor:
+        """The inverse of `rotate`."""
+        cos, sin = self.angles(positions, states)
+        return (states * cos - rotate_half(states) * sin) / self._scale_squared
+
+
+def rotate_half(states: Tensor) -> Tensor:
+    """(x1, x2) → (−x2, x1) on the halves of the last dimension, the convention of Llama, Mistral and Qwen."""
+    first, second = states.chunk(2, dim=-1)
+    return torch.cat((-second, first), dim=-1)

