@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections.abc import Sequence
@@ -32,7 +33,8 @@ class Essay:
     def first(self, words: int) -> list[str]:
         """The sentences of the first `words` words; the last one may be cut after a word, as RULER does."""
         cut = self.word_ends[words - 1] if words else 0
-        return [self.text[start : min(end, cut)].strip() for start, end in self.sentences if start < cut]
+        reached = itertools.takewhile(lambda span: span[0] < cut, self.sentences)
+        return [self.text[start : min(end, cut)].strip() for start, end in reached]
 
 
 @lru_cache(maxsize=2)

@@ -40,7 +40,7 @@ class VariableTracking:
     def drafts(self, draw: Draw) -> Iterator[Draft]:
         """First with a solved example before the task, as RULER has it; without where that does not fit.
 
-        The size is noise lines. Below 4,096 tokens the example's noise shrinks, so that the task keeps most of the room.
+        The size is noise lines. Below 4,096 tokens the example's noise shrinks and leaves the room to the task.
         """
         taken: set[str] = set()
         task = self._problem(draw.rng("chain"), 5, taken)
