@@ -218,6 +218,9 @@ class KVCache(Cache):
         self.compressed_tokens = self.get_seq_length()
         self.compress_layers()
 
+    def expect(self, tokens: int) -> None:
+        """How many context tokens will come, before the first of them: streaming caches size themselves by it."""
+
     def compress_layers(self) -> None:
         """Compress layer by layer; caches that join layers replace this."""
         for layer in self.layers:
