@@ -97,17 +97,25 @@ def _sized(spec: TaskSpec, draw: Draw, draft: Draft, smallest_tokens: int, promp
 def _fitting_length(
     spec: TaskSpec, length: int, count: int, seed: int, prompt_length: PromptLength, sources: Sources
 ) -> int:
-    """A length at which all `count` samples fit: what they need at their smallest.
+    """The least length above `length` at which all `count` samples fit.
 
-    What is drawn, and with it what is needed, depends on the length, hence the loop; it climbs, and ends because the
-    smallest prompts do not grow with the length without bound.
+    What is drawn, and with it what is needed, depends on the length a little, so the least tokens at one length are
+    only a first guess: it climbs until all samples fit (the smallest prompts do not grow without bound), and is then
+    bisected down.
     """
-    while True:
-        needed = length
-        for index in range(count):
-            draw = Draw(spec.name, length, index, seed, sources)
-            least = min(_tokens(draft, draft.smallest, prompt_length) for draft in spec.drafts(draw))
-            needed = max(needed, least + spec.max_new_tokens)
-        if needed == length:
-            return length
-        length = needed
+
+    def needed(at: int) -> int:
+        draws = (Draw(spec.name, at, index, seed, sources) for index in range(count))
+        least = (min(_tokens(draft, draft.smallest, prompt_length) for draft in spec.drafts(draw)) for draw in draws)
+        return max(least) + spec.max_new_tokens
+
+    fails, fits = length, needed(length)
+    while (more := needed(fits)) > fits:
+        fails, fits = fits, more
+    while fits - fails > 1:
+        middle = (fails + fits) // 2
+        if needed(middle) <= middle:
+            fits = middle
+        else:
+            fails = middle
+    return fits
