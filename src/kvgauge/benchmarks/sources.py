@@ -171,17 +171,7 @@ class HubSources(Sources):
     @cached_property
     def _hotpotqa(self) -> QuestionSet:
         rows = hub_rows("hotpotqa/hotpot_qa", "distractor", "validation")
-        return hotpotqa_questions(
-            {
-                "question": row["question"],
-                "answer": row["answer"],
-                "context": list(zip(row["context"]["title"], row["context"]["sentences"], strict=True)),
-                "supporting_facts": list(
-                    zip(row["supporting_facts"]["title"], row["supporting_facts"]["sent_id"], strict=True)
-                ),
-            }
-            for row in rows
-        )
+        return hotpotqa_questions(map(hotpotqa_row, rows))
 
 
 def hub_rows(dataset: str, subset: str | None, split: str, *, streaming: bool = False) -> Iterator[dict[str, Any]]:
@@ -284,6 +274,17 @@ def hotpotqa_questions(rows: Iterable[Mapping[str, Any]]) -> QuestionSet:
             )
         )
     return QuestionSet(documents, tuple(questions))
+
+
+def hotpotqa_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the hub's HotpotQA, which keeps columns of lists, in the form of the official file."""
+    context, facts = row["context"], row["supporting_facts"]
+    return {
+        "question": row["question"],
+        "answer": row["answer"],
+        "context": list(zip(context["title"], context["sentences"], strict=True)),
+        "supporting_facts": list(zip(facts["title"], facts["sent_id"], strict=True)),
+    }
 
 
 def _document(title: str, sentences: Iterable[str]) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from kvgauge.benchmarks.ruler.generation import generate
+from kvgauge.benchmarks.ruler.spec import PromptLength, Sample
 from kvgauge.benchmarks.ruler.tasks import TASKS
+from kvgauge.benchmarks.sources import Sources
 from kvgauge.errors import UserError, unknown
 
 
@@ -46,3 +49,15 @@ class RulerConfig:
             raise UserError("benchmark ruler needs at least one task and one length, lengths in tokens above 0")
         if self.samples < 1:
             raise UserError(f"benchmark ruler: samples is {self.samples}: set it to 1 or more")
+
+    def prompts(self, prompt_length: PromptLength) -> Iterator[Sample]:
+        """Every sample of every length and task, in that order; arguments and errors as `generate`."""
+        sources = Sources.find(self.source)
+        for length in self.lengths:
+            for task in self.tasks:
+                yield from generate(task, length, self.samples, self.seed, prompt_length, sources)
+
+    @property
+    def total(self) -> int:
+        """How many samples `prompts` yields."""
+        return len(self.lengths) * len(self.tasks) * self.samples

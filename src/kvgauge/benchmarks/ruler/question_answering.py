@@ -58,7 +58,8 @@ class QuestionAnswering:
                 f"task {draw.task} has {len(data.questions)} questions, sample {draw.index + 1} was asked for: "
                 "ask for fewer samples"
             )
-        order = draw.shared_rng("questions").sample(range(len(data.questions)), draw.index + 1)
+        # the whole order: a shorter draw need not begin like a longer one, and samples must differ
+        order = draw.shared_rng("questions").sample(range(len(data.questions)), len(data.questions))
         question = data.questions[order[draw.index]]
         rng = draw.rng("documents")
         pieces, boundaries, smallest = _pieces(data, question, self._others(data, question, draw, rng), draw.length)
