@@ -17,14 +17,20 @@ from kvgauge.evaluation.statistics import summarise
 
 Row = dict[str, Any]
 
-SAMPLE_KEYS = ("cell", "method", "budget", "compress_at", "model", "sample_id", "task", "length", "score")
-SAMPLE_KEYS += ("nbytes", "full_nbytes", "nbytes_by_part", "fixed_nbytes")
 CELL_KEYS = ("cell", "compress_at", "model", "task", "length", "n")
+SAMPLE_KEYS = (
+    *("cell", "method", "budget", "compress_at", "model", "sample_id", "task", "length", "score"),
+    *("nbytes", "full_nbytes", "nbytes_by_part", "fixed_nbytes"),
+)
 FIDELITY_KEYS = ("method", "budget", "rank_k", "rank_v", "layer", "quantity", "error", "sequence")
-MODEL_KEYS = ("method", "budget", "rank_k", "rank_v", "sequence", "kl", "perplexity", "perplexity_full")
-MODEL_KEYS += ("nbytes", "full_nbytes")
-LATENCY_KEYS = ("cell", "method", "budget", "batch", "context_length", "ttft_s", "tpot_median_s", "tpot_p95_s")
-LATENCY_KEYS += ("tokens_per_s", "nbytes", "peak_bytes", "tpot_over_static", "tpot_over_dynamic", "ttft_over_static")
+MODEL_KEYS = (
+    *("method", "budget", "rank_k", "rank_v", "sequence", "kl", "perplexity", "perplexity_full"),
+    *("nbytes", "full_nbytes"),
+)
+LATENCY_KEYS = (
+    *("cell", "method", "budget", "batch", "context_length", "ttft_s", "tpot_median_s", "tpot_p95_s", "tokens_per_s"),
+    *("nbytes", "peak_bytes", "tpot_over_static", "tpot_over_dynamic", "ttft_over_static"),
+)
 
 
 @dataclass(frozen=True)
@@ -137,7 +143,7 @@ def _merge_samples(by_directory: Iterable[tuple[Path, list[Row]]]) -> list[Row]:
             other, first = kept[key]
             if other == directory or any(first[name] != row[name] for name in ("score", "nbytes", "full_nbytes")):
                 raise UserError(
-                    f"sample {row['sample_id']!r} of cell {row['cell']!r} differs or repeats in {other} and {directory}: "
-                    "leave one directory out"
+                    f"sample {row['sample_id']!r} of cell {row['cell']!r} differs or repeats in {other} and "
+                    f"{directory}: leave one directory out"
                 )
     return [row for _, row in kept.values()]
