@@ -123,7 +123,7 @@ def begin(directory: Path) -> Path:
     return directory
 
 
-def find(root: Path, stage: str, config: Mapping[str, Any], command: str) -> Path:
+def find(root: str | Path, stage: str, config: Mapping[str, Any], command: str) -> Path:
     """The complete artifact of `stage` with the fingerprint of `config`, wherever it stands below ``root/stage``.
 
     Args:
@@ -135,7 +135,7 @@ def find(root: Path, stage: str, config: Mapping[str, Any], command: str) -> Pat
     Raises:
         UserError: there is none.
     """
-    wanted = digest(config)
+    wanted, root = digest(config), Path(root)
     nearest = ""
     for meta_path in sorted((root / stage).glob(f"**/{META}")):
         meta = read_json(meta_path)

@@ -15,13 +15,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from hydra.utils import get_class
 from omegaconf import DictConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kvgauge import calibration
+from kvgauge import artifacts, calibration
 from kvgauge.calibration import collecting, moments
 from kvgauge.configuration import digest, plain
+from kvgauge.measure import fidelity
 from kvgauge.methods.base import Method
+from kvgauge.methods.fitted import Fitted
 from kvgauge.models.facts import model_fingerprint
 
 
@@ -44,12 +47,13 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def prompts_config(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Identity of the benchmark prompts."""
-    from kvgauge import benchmarks
+    from kvgauge.benchmarks import prompt_length, sources
 
+    package = Path(inspect.getfile(get_class(cfg.benchmark._target_))).parent
     return {
         "benchmark": plain(cfg.benchmark),
         "tokenizer": tokenizer_fingerprint(tokenizer),
-        "code": source_version(Path(inspect.getfile(benchmarks)).parent),
+        "code": source_version(package, sources, prompt_length),
     }
 
 
@@ -80,7 +84,36 @@ def fit_config(
     return {
         "moments": digest(moments_config(cfg, model, tokenizer)),
         "fit": method.fit_config(),
-        "code": method.code_version(),
+        "code": method.fit_code_version(),
+    }
+
+
+def load_fit(
+    cfg: DictConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, method: Method
+) -> Fitted | None:
+    """The projections that `method` needs, from the artifacts of ``cfg``; None where it learns nothing.
+
+    Raises:
+        UserError: they were not fitted yet.
+    """
+    if not method.learns:
+        return None
+    wanted = fit_config(cfg, model, tokenizer, method)
+    directory = artifacts.find(cfg.artifacts, "fit", wanted, f"python -m pipelines.fit method={method.name}")
+    return Fitted.load(directory / "projections.safetensors")
+
+
+def merge_config(
+    cfg: DictConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, method: Method
+) -> dict[str, Any]:
+    """Identity of the fidelity of a method's caches."""
+    return {
+        "contexts": digest(corpus_config(cfg, tokenizer, "validation")),
+        "fidelity": plain(cfg.fidelity),
+        "model": model_fingerprint(model),
+        "method": method.config(),
+        "code": [method.code_version(), source_version(fidelity)],
+        "fit": digest(fit_config(cfg, model, tokenizer, method)) if method.learns else None,
     }
 
 
@@ -99,7 +132,7 @@ def cell_config(
     from kvgauge import evaluation
 
     package = Path(inspect.getfile(evaluation)).parent
-    decoding = source_version(package / "decoding.py", package / "prompting.py")
+    decoding = source_version(*(package / f"{name}.py" for name in ("answering", "decoding", "prompting")))
     return {
         "model": model_fingerprint(model),
         "method": method.config(),

@@ -7,6 +7,7 @@ keeps its traceback.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -34,7 +36,7 @@ def stage(run: Callable[[DictConfig], object]) -> Callable[[], None]:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions arrive here as they are, not printed by Hydra
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         command: Callable[[], None] = hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")(
-            run
+            _guarded(run)
         )
         try:
             command()
@@ -46,6 +48,21 @@ def stage(run: Callable[[DictConfig], object]) -> Callable[[], None]:
             fail(f"bad configuration: {_first_line(error)}")
 
     return main
+
+
+def _guarded(run: Callable[[DictConfig], object]) -> Callable[[DictConfig], object]:
+    """End a job of this process at a mistake of the user, before Hydra prints its own lines about it."""
+
+    @functools.wraps(run)
+    def guarded(cfg: DictConfig) -> object:
+        try:
+            return run(cfg)
+        except UserError as error:
+            if "BasicLauncher" in str(HydraConfig.get().launcher.get("_target_", "")):
+                fail(str(error))
+            raise  # from a worker process: the launcher carries it back to `main`
+
+    return guarded
 
 
 def fail(message: str) -> None:

@@ -83,19 +83,31 @@ class Method(ABC):
 
     @classmethod
     def code_version(cls) -> str:
-        """A hash of the sources that decide what this method's caches do: its own file, its bases', and `caches/`."""
-        package = Path(__file__).resolve().parents[1]
-        files = {Path(inspect.getfile(base)) for base in cls.__mro__ if base.__module__.startswith("kvgauge.")}
-        module = sys.modules[cls.__module__]
-        for value in vars(module).values():
-            origin = getattr(value, "__module__", None)
-            if isinstance(origin, str) and origin.startswith("kvgauge.methods."):
-                files.add(Path(inspect.getfile(sys.modules[origin])))
-        files.update((package / "caches").glob("*.py"))
-        value = hashlib.sha256()
-        for file in sorted(files):
-            value.update(file.name.encode() + b"\0" + file.read_bytes())
-        return value.hexdigest()[:16]
+        """A hash of the sources that decide what this method's caches do: its file and all it uses of this package."""
+        return source_hash(cls.__module__, ("kvgauge.methods.", "kvgauge.caches."))
+
+    @classmethod
+    def fit_code_version(cls) -> str:
+        """The same for what `fit` computes, which no cache has a part in."""
+        return source_hash(cls.__module__, ("kvgauge.methods.",))
+
+
+def source_hash(module_name: str, prefixes: tuple[str, ...]) -> str:
+    """A hash of the sources of a module and of every module below `prefixes` that it uses, directly or not."""
+    pending, seen = [module_name], set()
+    while pending:
+        name = pending.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        for value in vars(sys.modules[name]).values():
+            origin = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None)
+            if isinstance(origin, str) and origin.startswith(prefixes) and origin in sys.modules:
+                pending.append(origin)
+    value = hashlib.sha256()
+    for name in sorted(seen):
+        value.update(name.encode() + b"\0" + Path(inspect.getfile(sys.modules[name])).read_bytes())
+    return value.hexdigest()[:16]
 
 
 def check_fitted(method: Method, model: PreTrainedModel, fitted: Fitted | None) -> Fitted:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 import kvgauge.caches.attention as attention
 from kvgauge import configuration
@@ -53,6 +55,8 @@ def load_model(
         )
     else:
         spec = model_spec(name, **chosen)
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()  # a log file has no use for hundreds of states of a bar
     if spec.source == "random":
         model = random_model(spec)
     else:

@@ -1,0 +1,36 @@
+"""collect: second moments of keys, queries and values on the calibration tokens.
+
+    python -m pipelines.collect corpus=essays corpus.num_sequences=8
+
+Writes ``collect/…/moments.safetensors``.
+"""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+import kvgauge
+from kvgauge import artifacts, configuration, provenance
+from kvgauge.calibration.moments import Moments
+from kvgauge.stage import complete, stage, stage_directory
+
+
+def run(cfg: DictConfig) -> None:
+    model, tokenizer = kvgauge.load_model(configuration.build(cfg.model, "model"))
+    config = provenance.moments_config(cfg, model, tokenizer)
+    directory = stage_directory(cfg, "collect", f"{cfg.model.name}-{cfg.corpus.name}", config)
+    if complete(directory, config):
+        return
+    corpus = provenance.corpus_config(cfg, tokenizer, "calibration")
+    source = artifacts.find(cfg.artifacts, "corpus", corpus, "python -m pipelines.prepare")
+    tokens = artifacts.read_tensors(source / "tokens.safetensors")[0]["tokens"]
+    moments = kvgauge.collect(model, tokens.split(1), progress=True)
+    artifacts.begin(directory)
+    named = Moments(moments.tensors, moments.metadata | {"model_name": cfg.model.name, "corpus": cfg.corpus.name})
+    named.save(directory / "moments.safetensors")
+    artifacts.finish(directory, "collect", config, tokens=moments.tokens)
+    print(directory)
+
+
+if __name__ == "__main__":
+    stage(run)()

@@ -1,0 +1,65 @@
+"""prepare: benchmark prompts and calibration tokens.
+
+    python -m pipelines.prepare benchmark.lengths=[2048] benchmark.samples=20
+
+Writes ``prompts/…/samples.jsonl`` and, for each split, ``corpus/…/tokens.safetensors``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from kvgauge import artifacts, configuration, provenance
+from kvgauge.benchmarks.prompt_length import TokenCounter
+from kvgauge.calibration.corpora import load_corpus
+from kvgauge.models.loading import load_tokenizer
+from kvgauge.stage import complete, stage, stage_directory
+
+SPLITS = ("calibration", "validation")
+
+
+def run(cfg: DictConfig) -> None:
+    tokenizer = load_tokenizer(configuration.build(cfg.model, "model"))
+    prepare_prompts(cfg, tokenizer)
+    for split in SPLITS:
+        prepare_corpus(cfg, tokenizer, split)
+
+
+def prepare_prompts(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    config = provenance.prompts_config(cfg, tokenizer)
+    directory = _directory(cfg, "prompts", cfg.benchmark.name, config)
+    if complete(directory, config):
+        return
+    benchmark = configuration.build(cfg.benchmark, "benchmark")
+    samples = benchmark.prompts(TokenCounter(tokenizer, chat=cfg.benchmark.chat))
+    rows = [sample.to_dict() for sample in tqdm(samples, desc="prompts", unit="sample", total=benchmark.total)]
+    artifacts.begin(directory)
+    artifacts.write_lines(directory / "samples.jsonl", rows)
+    artifacts.finish(directory, "prompts", config, samples=len(rows))
+    print(directory)
+
+
+def prepare_corpus(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, split: str) -> None:
+    config = provenance.corpus_config(cfg, tokenizer, split)
+    directory = _directory(cfg, "corpus", f"{cfg.corpus.name}-{split}", config)
+    if complete(directory, config):
+        return
+    tokens = load_corpus(configuration.build(cfg.corpus, "corpus"), tokenizer, split)
+    artifacts.begin(directory)
+    artifacts.write_tensors(directory / "tokens.safetensors", {"tokens": tokens}, {"split": split})
+    artifacts.finish(directory, "corpus", config, sequences=tokens.shape[0], sequence_length=tokens.shape[1])
+    print(directory)
+
+
+def _directory(cfg: DictConfig, kind: str, label: str, config: dict[str, object]) -> Path:
+    if cfg.out:  # one directory was asked for, and this stage makes several artifacts
+        return Path(cfg.out) / (label if kind == "corpus" else kind)
+    return stage_directory(cfg, kind, label, config)
+
+
+if __name__ == "__main__":
+    stage(run)()

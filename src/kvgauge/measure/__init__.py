@@ -1,0 +1,1 @@
+"""What a compressed cache costs and saves: bytes, time, memory, fidelity."""
