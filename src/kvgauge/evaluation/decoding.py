@@ -1,8 +1,8 @@
-"""Prefill, compress, ask, decode greedily: the loop that every measurement goes through."""
+"""Prefill and greedy decoding: the two loops that every measurement goes through."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -14,16 +14,31 @@ PREFILL_CHUNK = 4096  # tokens of one forward pass: longer prompts go chunk by c
 
 
 @torch.no_grad()
-def prefill(model: PreTrainedModel, ids: Tensor, cache: Cache, chunk: int = PREFILL_CHUNK) -> Tensor:
-    """Run `ids` (batch, tokens) through the model into `cache`; the logits of the last token (batch, vocabulary)."""
-    logits = None
+def prefill(
+    model: PreTrainedModel, ids: Tensor, cache: Cache, chunk: int = PREFILL_CHUNK, mask: Tensor | None = None
+) -> Tensor:
+    """Run `ids` through the model into `cache`.
+
+    Args:
+        model: loaded by `kvgauge.load_model`.
+        ids: (batch, tokens), on the model's device.
+        cache: holds everything before `ids`.
+        chunk: tokens of one forward pass.
+        mask: (batch, cached + tokens), False on padding; None where nothing is padded.
+
+    Returns:
+        The logits of the last token (batch, vocabulary).
+    """
+    logits, total = None, cache.get_seq_length()
     for part in ids.split(chunk, dim=1):
-        logits = model(input_ids=part, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-    assert logits is not None
+        total += part.shape[1]
+        extra = _padding(mask, total, part.shape[1])
+        logits = model(input_ids=part, past_key_values=cache, use_cache=True, logits_to_keep=1, **extra).logits[:, -1]
+    if logits is None:
+        raise ValueError("there are no tokens to prefill")
     return logits
 
 
-@torch.no_grad()
 def greedy(
     model: PreTrainedModel, logits: Tensor, cache: Cache, max_new_tokens: int, stop: Collection[int]
 ) -> list[int]:
@@ -35,17 +50,58 @@ def greedy(
         max_new_tokens: the longest answer.
         stop: token ids that end it; not part of the result.
     """
-    answer: list[int] = []
-    for _ in range(max_new_tokens):
-        token = int(logits.argmax(dim=-1))
-        if token in stop:
-            break
-        answer.append(token)
-        if len(answer) == max_new_tokens:
-            break
-        step = torch.tensor([[token]], device=logits.device)
-        logits = model(input_ids=step, past_key_values=cache, use_cache=True).logits[:, -1]
-    return answer
+    return greedy_batch(model, logits, cache, [max_new_tokens], stop)[0]
+
+
+@torch.no_grad()
+def greedy_batch(
+    model: PreTrainedModel,
+    logits: Tensor,
+    cache: Cache,
+    max_new_tokens: Sequence[int],
+    stop: Collection[int],
+    mask: Tensor | None = None,
+) -> list[list[int]]:
+    """Greedy tokens of every sequence of a batch.
+
+    The token that ends an answer, or that fills it up, is not run through the model: the cache then ends before it.
+
+    Args:
+        model: loaded by `kvgauge.load_model`.
+        logits: (batch, vocabulary), of the token before the answers.
+        cache: holds everything up to and with that token.
+        max_new_tokens: the longest answer of each sequence.
+        stop: token ids that end an answer; not part of the result.
+        mask: (batch, cached tokens), False on padding; None where nothing is padded.
+    """
+    answers: list[list[int]] = [[] for _ in max_new_tokens]
+    going = [limit > 0 for limit in max_new_tokens]
+    while True:
+        tokens = logits.argmax(dim=-1)
+        for row, token in enumerate(tokens.tolist()):
+            if not going[row]:
+                continue
+            if token in stop:
+                going[row] = False
+                continue
+            answers[row].append(token)
+            going[row] = len(answers[row]) < max_new_tokens[row]
+        if not any(going):
+            return answers
+        if mask is not None:
+            mask = torch.cat([mask, mask.new_ones(len(answers), 1)], dim=1)
+        extra = _padding(mask, cache.get_seq_length() + 1, 1)
+        # A sequence that has ended goes on with the others; nothing of it is kept.
+        logits = model(input_ids=tokens[:, None], past_key_values=cache, use_cache=True, **extra).logits[:, -1]
+
+
+def _padding(mask: Tensor | None, total: int, queries: int) -> dict[str, Tensor]:
+    """What the model needs to know where rows are padded: who sees whom, and positions that do not count padding."""
+    if mask is None:
+        return {}
+    seen = mask[:, :total]
+    positions = (seen.cumsum(dim=1) - 1).clamp(min=0)[:, -queries:]
+    return {"attention_mask": seen, "position_ids": positions}
 
 
 def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -6,11 +6,14 @@ what lets one prefill serve every question.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+
+from kvgauge.errors import UserError
 
 _MARK = "\u241e"  # stands for the user's text while the chat template is split around it
 
@@ -22,10 +25,12 @@ class Template:
     Attributes:
         before: everything up to the user's text, begin-of-sequence token included.
         after: everything between the user's text and the assistant's answer.
+        between: everything between the assistant's answer and the user's next text.
     """
 
     before: str
     after: str
+    between: str = "\n\n"
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, chat: bool | None = None) -> Template:
@@ -41,11 +46,12 @@ class Template:
         if not chat or tokenizer.chat_template is None:
             adds_bos = bool(tokenizer.bos_token) and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
             return cls(tokenizer.bos_token if adds_bos else "", "")
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": _MARK}], tokenize=False, add_generation_prompt=True
-        )
+        user = {"role": "user", "content": _MARK}
+        text = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
         before, _, after = str(text).partition(_MARK)
-        return cls(before, after)
+        turns = [user, {"role": "assistant", "content": _MARK}, user]
+        talk = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return cls(before, after, str(talk).split(_MARK)[2])
 
 
 @dataclass(frozen=True)
@@ -59,11 +65,101 @@ class Prompt:
     def tokens(self) -> int:
         return self.context.shape[1] + self.question.shape[1]
 
+    def without_middle(self, tokens: int) -> Prompt:
+        """The prompt with `tokens` tokens cut out of the middle of its context (LongBench, arXiv 2308.14508)."""
+        kept = self.context.shape[1] - tokens
+        head, tail = kept // 2, kept - kept // 2
+        return Prompt(torch.cat([self.context[:, :head], self.context[:, -tail:]], dim=1), self.question)
+
 
 def encode(
     tokenizer: PreTrainedTokenizerBase, template: Template, context: str, question: str, answer_prefix: str = ""
 ) -> Prompt:
-    """The prompt of a sample: the user turn is context and question, the assistant's answer starts with the prefix."""
+    """The prompt of a sample: the user turn is context and question, the assistant's answer starts with the prefix.
+
+    Neither part is ever empty: where one would be, it gets a token of the other.
+
+    Raises:
+        UserError: there is no text at all.
+    """
     before = tokenizer(template.before + context, add_special_tokens=False).input_ids
     after = tokenizer(question + template.after + answer_prefix, add_special_tokens=False).input_ids
+    if len(before) + len(after) < 2:
+        raise UserError("a prompt of less than two tokens cannot be split into context and question: give more text")
+    if not after:
+        before, after = before[:-1], before[-1:]
+    if not before:
+        before, after = after[:1], after[1:]
     return Prompt(torch.tensor([before]), torch.tensor([after]))
+
+
+def encode_follow_up(
+    tokenizer: PreTrainedTokenizerBase, template: Template, question: str, answer_prefix: str = ""
+) -> Tensor:
+    """Token ids (1, tokens) of a further question, from the end of the answer before it."""
+    text = template.between + question + template.after + answer_prefix
+    return torch.tensor([tokenizer(text, add_special_tokens=False).input_ids])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts that are run together, left-padded: contexts to one width, and behind them questions to another.
+
+    Attributes:
+        context: (batch, context width).
+        question: (batch, question width), the first question of each sequence.
+        context_mask: (batch, context width), False on padding; None where no sequence is padded.
+        prompt_mask: (batch, context width + question width), likewise.
+        max_new_tokens: for each turn the longest answer of each sequence.
+        follow_ups: the questions of further turns, each (1, tokens); only for a batch of one.
+    """
+
+    context: Tensor
+    question: Tensor
+    context_mask: Tensor | None
+    prompt_mask: Tensor | None
+    max_new_tokens: Sequence[Sequence[int]]
+    follow_ups: Sequence[Tensor] = field(default_factory=tuple)
+
+    @property
+    def size(self) -> int:
+        return self.context.shape[0]
+
+    def width(self, upto: str) -> int:
+        """Tokens of every sequence, padding included, up to the end of the ``context`` or of the ``prompt``."""
+        return self.context.shape[1] + (self.question.shape[1] if upto == "prompt" else 0)
+
+    def padding(self, upto: str) -> list[int]:
+        """Padding tokens of each sequence up to the end of the ``context`` or of the ``prompt``."""
+        mask = self.context_mask if upto == "context" else self.prompt_mask
+        return [0] * self.size if mask is None else (~mask).sum(dim=1).tolist()
+
+
+def batch_of(prompts: Sequence[Prompt], max_new_tokens: Sequence[int], pad: int) -> Batch:
+    """Pad prompts to one batch.
+
+    Args:
+        prompts: at least one.
+        max_new_tokens: of each.
+        pad: the token that fills up.
+    """
+    context, context_mask = _left_padded([prompt.context[0] for prompt in prompts], pad)
+    question, question_mask = _left_padded([prompt.question[0] for prompt in prompts], pad)
+    prompt_mask = torch.cat([context_mask, question_mask], dim=1)
+    return Batch(
+        context,
+        question,
+        None if bool(context_mask.all()) else context_mask,
+        None if bool(prompt_mask.all()) else prompt_mask,
+        [list(max_new_tokens)],
+    )
+
+
+def _left_padded(rows: Sequence[Tensor], pad: int) -> tuple[Tensor, Tensor]:
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), pad, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    for index, row in enumerate(rows):
+        ids[index, width - len(row) :] = row
+        mask[index, width - len(row) :] = True
+    return ids, mask

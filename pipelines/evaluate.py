@@ -1,0 +1,23 @@
+"""evaluate: what every cell answers to the benchmark's prompts.
+
+    python -m pipelines.evaluate method=kqsvd method.budget=0.5
+    python -m pipelines.evaluate panel='[{method: full},{method: ksvd, budget: 0.5}]'
+
+Writes ``evaluate/…/samples.jsonl`` (a row per cell and sample), ``cells.json`` (means, intervals, paired differences)
+and ``timings.jsonl`` (seconds, which no two runs share).
+"""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from kvgauge.evaluation.run import evaluate
+from kvgauge.stage import stage
+
+
+def run(cfg: DictConfig) -> None:
+    evaluate(cfg)
+
+
+if __name__ == "__main__":
+    stage(run)()

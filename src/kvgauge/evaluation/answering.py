@@ -1,0 +1,192 @@
+"""Answers of one cell to one batch of prompts, and the exact prefill that cells share.
+
+The order is always: prefill the context, compress, read the question, decode (``compress_at: context``), or prefill
+context and question, compress, decode (``prompt``). Whether a cell runs alone or beside others makes no difference:
+its cache adopts the same exact keys and values either way.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kvgauge.caches.base import KVCache
+from kvgauge.evaluation.decoding import greedy_batch, prefill, stop_tokens
+from kvgauge.evaluation.panel import Cell
+from kvgauge.evaluation.prompting import Batch
+from kvgauge.methods.full import Full
+from kvgauge.models.facts import model_facts
+
+
+@dataclass
+class ExactPrefill:
+    """The exact cache of a batch, which every cell with an exact prefill adopts.
+
+    Attributes:
+        cache: uncompressed.
+        logits: (batch, vocabulary) after the last prefilled token.
+        upto: ``context`` or ``prompt``: what was prefilled.
+        seconds: that it took.
+    """
+
+    cache: KVCache
+    logits: Tensor
+    upto: str
+    seconds: float
+
+
+@dataclass
+class Answer:
+    """What one cell made of one prompt; everything but `seconds` depends on cell and prompt alone.
+
+    Attributes:
+        text: without the answer prefix.
+        nbytes: cached bytes right after the compression, per sequence of the batch.
+        nbytes_end: at the end of the answer.
+        nbytes_by_part: of `nbytes`.
+        fixed_nbytes: projections and the like, once for all sequences.
+        full_nbytes: an uncompressed cache of as many tokens.
+        context_tokens: of this prompt, before the compression.
+        compressed_tokens: of this prompt, that the compression took.
+        seconds: ``prefill`` (shared by the cells that adopt it), ``compress``, ``question`` and ``decode``, of the
+            whole batch.
+    """
+
+    text: str
+    nbytes: int
+    nbytes_end: int
+    nbytes_by_part: dict[str, int]
+    fixed_nbytes: int
+    full_nbytes: int
+    context_tokens: int
+    compressed_tokens: int
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Answerer:
+    """Prefills and answers with one model.
+
+    Args:
+        model, tokenizer: from `kvgauge.load_model`.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.stop = stop_tokens(model, tokenizer)
+        self.full = Full()
+
+    def exact_prefill(self, batch: Batch) -> ExactPrefill:
+        """The exact cache of the batch's contexts."""
+        cache = self.full.new_cache(self.model)
+        start = self._now()
+        logits = prefill(self.model, self._ids(batch.context), cache, mask=self._mask(batch.context_mask))
+        return ExactPrefill(cache, logits, "context", self._now() - start)
+
+    def extend(self, exact: ExactPrefill, batch: Batch) -> None:
+        """Prefill the question as well, for the cells that compress after it."""
+        start = self._now()
+        mask = self._mask(batch.prompt_mask)
+        exact.logits = prefill(self.model, self._ids(batch.question), exact.cache, mask=mask)
+        exact.upto = "prompt"
+        exact.seconds += self._now() - start
+
+    def answer(self, cell: Cell, batch: Batch, exact: ExactPrefill | None) -> list[list[Answer]]:
+        """The answers of a cell: for each sequence of the batch one per turn.
+
+        Args:
+            cell: whose cache is built.
+            batch: the prompts.
+            exact: of this batch, up to the cell's moment of compression; None lets the cell prefill by itself.
+
+        Raises:
+            RuntimeError: the cell claims a budget below 1 and did not compress.
+        """
+        model, seconds = self.model, {}
+        cache = cell.method.new_cache(model, cell.fitted)
+        logits = exact.logits if exact is not None else None
+        start = self._now()
+        if exact is not None:
+            assert exact.upto == cell.compress_at
+            cache.adopt(exact.cache)
+            seconds["prefill"] = exact.seconds
+        else:
+            cache.expect(batch.width(cell.compress_at))
+            logits = prefill(model, self._ids(batch.context), cache, mask=self._mask(batch.context_mask))
+            if cell.compress_at == "prompt":
+                logits = prefill(model, self._ids(batch.question), cache, mask=self._mask(batch.prompt_mask))
+            seconds["prefill"] = self._now() - start
+            start = self._now()
+        cache.compress()
+        seconds["compress"] = self._now() - start
+        measured = self._measure(cell, cache, batch)
+
+        start = self._now()
+        if cell.compress_at == "context":
+            logits = prefill(model, self._ids(batch.question), cache, mask=self._mask(batch.prompt_mask))
+        seconds["question"] = self._now() - start
+        assert logits is not None
+        answers: list[list[Answer]] = [[] for _ in range(batch.size)]
+        mask = self._mask(batch.prompt_mask)
+        unread: list[int] = []  # tokens of the answer that the cache ends before
+        for turn, limits in enumerate(batch.max_new_tokens):
+            if turn:
+                start = self._now()
+                ids = torch.cat([torch.tensor([unread], dtype=torch.long), batch.follow_ups[turn - 1]], dim=1)
+                logits = prefill(model, self._ids(ids), cache)
+                seconds = {"prefill": 0.0, "compress": 0.0, "question": self._now() - start}
+            start, before = self._now(), cache.get_seq_length()
+            tokens = greedy_batch(model, logits, cache, limits, self.stop, mask)
+            seconds["decode"] = self._now() - start
+            unread = tokens[0][cache.get_seq_length() - before :]
+            end = _share(cache.nbytes(), batch.size)
+            for row, text in enumerate(self.tokenizer.batch_decode(tokens, skip_special_tokens=True)):
+                known = measured[row] | {"nbytes_end": end, "seconds": dict(seconds)}
+                answers[row].append(Answer(text=text.strip(), **known))
+        return answers
+
+    def _measure(self, cell: Cell, cache: KVCache, batch: Batch) -> list[dict[str, Any]]:
+        """Bytes and the proof that the compression happened, for each sequence."""
+        width = batch.width(cell.compress_at)
+        full = model_facts(self.model).full_nbytes(width)
+        nbytes = _share(cache.nbytes(), batch.size)
+        if cache.compressed_tokens != width:
+            raise RuntimeError(f"{cell.label} compressed {cache.compressed_tokens} of {width} tokens")
+        if cell.budget is not None and cell.budget < 1 and nbytes >= full:
+            raise RuntimeError(f"{cell.label} holds {nbytes} bytes where an uncompressed cache holds {full}")
+        shared = {
+            "nbytes": nbytes,
+            "nbytes_by_part": {part: _share(size, batch.size) for part, size in cache.nbytes_by_part().items()},
+            "fixed_nbytes": cache.fixed_nbytes(),
+            "full_nbytes": full,
+        }
+        padding = batch.padding(cell.compress_at)
+        return [
+            shared | {"context_tokens": width - pad, "compressed_tokens": cache.compressed_tokens - pad}
+            for pad in padding
+        ]
+
+    def _ids(self, ids: Tensor) -> Tensor:
+        return ids.to(self.model.device)
+
+    def _mask(self, mask: Tensor | None) -> Tensor | None:
+        return None if mask is None else mask.to(self.model.device)
+
+    def _now(self) -> float:
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+        return time.perf_counter()
+
+
+def _share(nbytes: int, sequences: int) -> int:
+    return round(nbytes / sequences)
+
+
+def tokens_of(batches: Sequence[Batch]) -> int:
+    """Tokens of the prompts of batches, padding included: what their prefill costs."""
+    return sum(batch.size * batch.width("prompt") for batch in batches)

@@ -1,0 +1,137 @@
+"""The cells of a run: method × budget, each with everything that its answers depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kvgauge import artifacts, configuration
+from kvgauge.configuration import digest, plain
+from kvgauge.errors import UserError, unknown
+from kvgauge.methods.base import Method
+from kvgauge.methods.building import build_method
+from kvgauge.methods.fitted import Fitted
+from kvgauge.provenance import cell_config, fit_config, tokenizer_fingerprint
+
+COMPRESS_AT = ("context", "prompt")
+PANELS = "panels"  # the folder of conf/ with saved panels
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method at one setting.
+
+    Attributes:
+        method: with its budget.
+        compress_at: ``context`` or ``prompt``.
+        fitted: what the method learned.
+        config: everything but the sample that its answers depend on.
+    """
+
+    method: Method
+    compress_at: str
+    fitted: Fitted | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        return self.method.label
+
+    @property
+    def fingerprint(self) -> str:
+        return digest(self.config)
+
+    @property
+    def budget(self) -> float | None:
+        """The budget in force; None where explicit ranks or entry counts override it, as the label then tells."""
+        budget = self.method.budget
+        return budget if budget is not None and self.label == f"{self.method.name}@{budget:g}" else None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A method and its moment of compression, before anything is loaded."""
+
+    method: Method
+    compress_at: str
+
+
+def settings(cfg: DictConfig) -> list[Setting]:
+    """The settings that a configuration asks for: those of ``cfg.panel``, or its one method.
+
+    Args:
+        cfg: ``panel`` is null, the name of a file of ``conf/panels/``, or a list of ``{method: name, ...}`` whose other
+            keys are fields of the method, or ``compress_at``.
+
+    Raises:
+        UserError: an empty panel, an unknown panel, method or field, or a value that a method refuses.
+    """
+    panel = plain(cfg.panel)
+    if panel is None:
+        return [Setting(configuration.build(cfg.method, "method"), _moment(cfg.compress_at))]
+    if isinstance(panel, str):
+        panel = configuration.read(PANELS, panel).get("cells")
+    if not panel:
+        raise UserError("the panel is empty: give at least one cell, e.g. panel='[{method: full}]'")
+    if not isinstance(panel, Sequence):
+        raise UserError("a panel is a list of cells, e.g. panel='[{method: full},{method: ksvd, budget: 0.5}]'")
+    return [_setting(entry, cfg.compress_at) for entry in panel]
+
+
+def _setting(entry: Any, compress_at: str) -> Setting:
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("method"), str):
+        raise UserError(f"a cell of a panel needs a method, e.g. {{method: ksvd, budget: 0.5}}, not {entry!r}")
+    overrides = {key: value for key, value in entry.items() if key not in ("method", "compress_at")}
+    return Setting(build_method(entry["method"], **overrides), _moment(entry.get("compress_at", compress_at)))
+
+
+def _moment(compress_at: str) -> str:
+    if compress_at not in COMPRESS_AT:
+        raise unknown("compress_at", str(compress_at), COMPRESS_AT)
+    return compress_at
+
+
+def cells(
+    cfg: DictConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    chosen: Sequence[Setting],
+    **more: Any,
+) -> list[Cell]:
+    """The cells of settings, with the projections of the methods that learn.
+
+    Args:
+        cfg: where artifacts are, and what the projections were made from.
+        model, tokenizer: loaded.
+        chosen: from `settings`.
+        more: what else the answers depend on.
+
+    Raises:
+        UserError: projections that were not fitted yet, or two cells that are the same.
+    """
+    loaded: dict[Path, Fitted] = {}
+    found: dict[str, Cell] = {}
+    tokens = tokenizer_fingerprint(tokenizer)
+    for setting in chosen:
+        method, fitted, fingerprint = setting.method, None, None
+        if method.learns:
+            wanted = fit_config(cfg, model, tokenizer, method)
+            fingerprint = digest(wanted)
+            command = f"python -m pipelines.fit method={method.name}"
+            directory = artifacts.find(Path(cfg.artifacts), "fit", wanted, command)
+            if directory not in loaded:
+                loaded[directory] = Fitted.load(directory / "projections.safetensors")
+            fitted = loaded[directory]
+        config = cell_config(model, method, fingerprint, setting.compress_at, tokenizer=tokens, **more)
+        cell = Cell(method, setting.compress_at, fitted, config)
+        if cell.fingerprint in found:
+            raise UserError(f"the panel has the cell {cell.label} twice: leave one of them out")
+        if any(cell.label == other.label and cell.compress_at == other.compress_at for other in found.values()):
+            raise UserError(f"two cells of the panel are called {cell.label}: give one of them another name")
+        found[cell.fingerprint] = cell
+    return list(found.values())

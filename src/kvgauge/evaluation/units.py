@@ -1,0 +1,181 @@
+"""What is run together: one sample, a batch of similar length, or a conversation over one context.
+
+Which samples share a unit depends on the whole list of samples alone, never on what is stored already or on the
+number of processes, so that an interrupted or a distributed run makes the same units again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kvgauge.configuration import digest
+from kvgauge.errors import UserError
+from kvgauge.evaluation.prompting import Batch, Prompt, Template, batch_of, encode, encode_follow_up
+from kvgauge.evaluation.samples import Sample
+from kvgauge.models.facts import model_facts
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Samples that share a prefill.
+
+    Attributes:
+        samples: the sequences of a batch, or the turns of a conversation.
+        conversation: whether they are turns.
+        keys: for each sample what its record is called: the hash of all that a cell sees of it.
+    """
+
+    samples: tuple[Sample, ...]
+    conversation: bool
+    keys: tuple[str, ...]
+
+    @property
+    def tokens(self) -> int:
+        """A measure of its cost: target tokens of what is prefilled."""
+        return self.samples[0].length if self.conversation else sum(sample.length for sample in self.samples)
+
+
+class Encoder:
+    """Token ids of units.
+
+    Args:
+        model: whose positions limit a prompt.
+        tokenizer: of the model.
+        chat: the benchmark's choice of a template, for samples that have none of their own.
+        limit: refuse prompts longer than the model's positions (``refuse``), or cut the middle out of their contexts
+            (``truncate``).
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chat: bool | None, limit: str = "refuse"
+    ) -> None:
+        self.tokenizer, self.chat, self.limit = tokenizer, chat, limit
+        self.positions = model_facts(model).max_positions
+        self._template = lru_cache(maxsize=4)(lambda chat: Template.of(tokenizer, chat))
+
+    def template(self, sample: Sample) -> Template:
+        """The template of a sample."""
+        return self._template(self.chat if sample.chat is None else sample.chat)
+
+    def prompt(self, sample: Sample, room: int | None = None) -> tuple[Prompt, int]:
+        """The prompt of a sample, and how many tokens were cut out of its context.
+
+        Args:
+            sample: which.
+            room: tokens to keep free behind the prompt; None keeps those of its answer.
+
+        Raises:
+            UserError: the prompt is longer than the model's positions, and cutting is not allowed.
+        """
+        prompt = encode(self.tokenizer, self.template(sample), sample.context, sample.question, sample.answer_prefix)
+        room = sample.max_new_tokens if room is None else room
+        surplus = prompt.tokens + room - self.positions
+        if surplus <= 0:
+            return prompt, 0
+        if self.limit == "refuse" or surplus >= prompt.context.shape[1]:
+            raise UserError(
+                f"sample {sample.id} takes {prompt.tokens} tokens and {room} more for the answer, "
+                f"more than the model's {self.positions} positions: prepare shorter prompts"
+            )
+        return prompt.without_middle(surplus), surplus
+
+    def batch(self, unit: Unit) -> tuple[Batch, list[int]]:
+        """The token ids of a unit, and for each sample how many tokens were cut out of its context."""
+        if not unit.conversation:
+            prompts, cut = zip(*(self.prompt(sample) for sample in unit.samples), strict=True)
+            limits = [sample.max_new_tokens for sample in unit.samples]
+            return batch_of(prompts, limits, self._pad()), list(cut)
+        first, *rest = unit.samples
+        follow_ups = [
+            encode_follow_up(self.tokenizer, self.template(sample), sample.question, sample.answer_prefix)
+            for sample in rest
+        ]
+        answers = sum(sample.max_new_tokens for sample in unit.samples)
+        prompt, cut_tokens = self.prompt(first, answers + sum(ids.shape[1] for ids in follow_ups))
+        batch = batch_of([prompt], [first.max_new_tokens], self._pad())
+        limits_by_turn = [[sample.max_new_tokens] for sample in unit.samples]
+        return replace(batch, max_new_tokens=limits_by_turn, follow_ups=follow_ups), [cut_tokens] * len(unit.samples)
+
+    def _pad(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return 0 if pad is None else int(pad)
+
+
+def make_units(samples: Sequence[Sample], encoder: Encoder, batch_size: int = 1, turns: bool = False) -> list[Unit]:
+    """The units of samples.
+
+    Args:
+        samples: all of them.
+        encoder: measures and checks them.
+        batch_size: contexts that are run at once.
+        turns: samples with the same context are the turns of one conversation, in their order.
+
+    Raises:
+        UserError: a sample does not fit in the model's positions, batches of conversations, or ``turns`` where no two
+            samples share a context.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}: set it to 1 or more")
+    if turns:
+        if batch_size > 1:
+            raise UserError("turns and batch_size above 1 do not go together: set batch_size=1")
+        return _conversations(samples, encoder)
+    widths = [encoder.prompt(sample)[0] for sample in samples]
+    sizes = [(prompt.context.shape[1], prompt.question.shape[1]) for prompt in widths]
+    if batch_size == 1:
+        return [Unit((sample,), False, (sample_key(sample, encoder),)) for sample in samples]
+    # Long contexts first: what does not fit in memory fails at once, and the last units to end are the short ones.
+    order = sorted(range(len(samples)), key=lambda index: (*sizes[index], samples[index].id), reverse=True)
+    units = []
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        padded = [max(sizes[index][part] for index in chosen) for part in (0, 1)]
+        mates = tuple(samples[index] for index in chosen)
+        units.append(Unit(mates, False, tuple(sample_key(sample, encoder, padded=padded) for sample in mates)))
+    return units
+
+
+def _conversations(samples: Sequence[Sample], encoder: Encoder) -> list[Unit]:
+    groups: dict[tuple[str, bool | None], list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault((sample.context, sample.chat), []).append(sample)
+    if all(len(group) == 1 for group in groups.values()):
+        raise UserError(
+            "turns needs samples that share a context and there are none: prepare some, e.g. with benchmark.turns=4"
+        )
+    units = []
+    for group in groups.values():
+        asked: list[list[object]] = []
+        keys = []
+        for sample in group:
+            keys.append(sample_key(sample, encoder, asked=list(asked)))
+            asked.append([sample.question, sample.answer_prefix, sample.max_new_tokens])
+        unit = Unit(tuple(group), True, tuple(keys))
+        encoder.batch(unit)  # refuses a conversation that does not fit
+        units.append(unit)
+    return units
+
+
+def sample_key(sample: Sample, encoder: Encoder, **more: object) -> str:
+    """The name of a sample's record: its id, and a hash of all that a cell sees of it.
+
+    Args:
+        sample: which.
+        encoder: whose template and limit it meets.
+        more: what else a cell sees, e.g. the questions asked before.
+    """
+    template = encoder.template(sample)
+    seen = {
+        "context": sample.context,
+        "question": sample.question,
+        "answer_prefix": sample.answer_prefix,
+        "max_new_tokens": sample.max_new_tokens,
+        "template": [template.before, template.after, template.between],
+        **{key: value for key, value in more.items() if value},
+    }
+    name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in sample.id)[:80]
+    return f"{name}-{digest(seen)}"
