@@ -59,7 +59,12 @@ def _samples(methods: tuple[str, ...], budgets: tuple[float, ...], lengths: tupl
     return rows
 
 
-def _fidelity(methods: tuple[str, ...], budgets: tuple[float, ...]) -> tuple[list[Row], list[Row]]:
+QUANTITIES = ("K", "Q", "V", "KQ", "VO", "softmax", "output")
+
+
+def _fidelity(
+    methods: tuple[str, ...], budgets: tuple[float, ...], quantities: tuple[str, ...] = QUANTITIES
+) -> tuple[list[Row], list[Row]]:
     errors: list[Row] = []
     predictions: list[Row] = []
     for method in methods:
@@ -67,7 +72,7 @@ def _fidelity(methods: tuple[str, ...], budgets: tuple[float, ...]) -> tuple[lis
             head = {"method": method, "budget": budget, "rank_k": int(64 * budget), "rank_v": int(64 * budget)}
             for sequence in range(2):
                 noise = _generator(method, budget, sequence)
-                for place, quantity in enumerate(("K", "Q", "V", "KQ", "VO", "softmax", "output")):
+                for place, quantity in enumerate(quantities):
                     for layer in range(12):
                         error = (1 - budget) * (1.4 - SKILL[method]) * 0.3 * (1 + 0.1 * place + 0.04 * layer)
                         error *= float(noise.uniform(0.8, 1.2))
@@ -146,7 +151,7 @@ def stages(tmp_path: Path, write_evaluate: Callable[[Path, list[Row]], Path]) ->
     merge, latency = tmp_path / "merge", tmp_path / "latency"
     merge.mkdir()
     latency.mkdir()
-    errors, predictions = _fidelity(methods, budgets)
+    errors, predictions = _fidelity(methods, budgets, ("K", "V"))
     (merge / "fidelity.json").write_text(json.dumps(errors))
     (merge / "model.json").write_text(json.dumps(predictions))
     (latency / "latency.json").write_text(json.dumps(_latency(methods, budgets, (1024, 4096))))

@@ -73,6 +73,7 @@ def build_report(
         UserError: an input is missing, half written or contradictory, or an extra figure is not a PNG file.
     """
     measured = collect(evaluate_dirs, merge_dirs, latency_dirs)
+    extras = [(head, caption, _png(path)) for head, caption, path in extra_figures]
     rows = [*measured.cells, *measured.fidelity, *measured.model, *measured.latency]
     palette = plots.Palette(row["method"] for row in rows)
     main = tables.main_table(measured.cells, measured.latency)
@@ -86,8 +87,8 @@ def build_report(
         _fidelity(draft, measured, fidelity, palette)
     if measured.latency:
         _latency(draft, measured, latency, palette)
-    if extra_figures:
-        blocks = [draft.picture(f"extra-{head}", _png(path), head, caption) for head, caption, path in extra_figures]
+    if extras:
+        blocks = [draft.picture(f"extra-{head}", png, head, caption) for head, caption, png in extras]
         draft.sections.append(Section("Further figures", blocks=blocks))
 
     out = Path(out_dir)
@@ -192,7 +193,7 @@ def _accuracy(draft: _Draft, measured: Measurements, main: pd.DataFrame, palette
                     "Means over all samples.",
                 )
             )
-    blocks.append(_table(main, "Table", READING))
+    blocks.insert(1, _table(main, "Table", READING))
     draft.sections.append(Section("Accuracy and bytes", blocks=blocks))
 
 

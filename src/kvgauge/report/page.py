@@ -13,6 +13,8 @@ from typing import Any
 import jinja2
 import pandas as pd
 
+from kvgauge.report.plots.style import DPI
+
 
 @dataclass(frozen=True)
 class Block:
@@ -22,6 +24,14 @@ class Block:
     caption: str = ""
     png: bytes | None = None
     table: pd.DataFrame | None = None
+
+    @property
+    def width(self) -> int:
+        """Width in CSS pixels (96 to the inch) of a picture drawn at the figures' resolution."""
+        if self.png is None:
+            return 0
+        # A PNG's first chunk begins with its width in pixels.
+        return round(int.from_bytes(self.png[16:20], "big") * 96 / DPI)
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from kvgauge.evaluation.statistics import format_interval
 
 Row = dict[str, Any]
 
-SETTING = ["model", "compress_at", "length", "cell", "method", "budget"]
+SETTING = ["cell", "method", "budget", "model", "compress_at", "length"]
 TIMES = {"ttft_s": "TTFT", "tpot_median_s": "TPOT", "tpot_p95_s": "TPOT p95"}
 LATENCY_IN_MAIN = ["ttft_s", "tpot_median_s", "tokens_per_s", "tpot_over_static", "tpot_over_dynamic"]
-LATENCY_KEY = ["model", "cell", "method", "budget", "batch", "context_length"]
+LATENCY_KEY = ["cell", "method", "budget", "model", "batch", "context_length"]
 TITLES = {
     "bytes_ratio": "bytes / full",
     "fixed_nbytes": "fixed bytes",
@@ -87,24 +88,26 @@ def fidelity_table(fidelity: Sequence[Row], model: Sequence[Row]) -> pd.DataFram
         fidelity: rows of ``fidelity.json``; error is a relative Frobenius error.
         model: rows of ``model.json``; KL in nats per token.
     """
+    if not (fidelity or model):
+        return pd.DataFrame()
+    keys = ["model", "label"]
     parts: list[pd.DataFrame] = []
     if model:
         frame = _labelled(model)
         frame["bytes_ratio"] = frame["nbytes"] / frame["full_nbytes"]
-        parts.append(frame.groupby("label")[["bytes_ratio", "kl", "perplexity", "perplexity_full"]].mean())
+        parts.append(frame.groupby(keys)[["bytes_ratio", "kl", "perplexity", "perplexity_full"]].mean())
     if fidelity:
         frame = _labelled(fidelity)
-        errors = frame.pivot_table(index="label", columns="quantity", values="error", aggfunc="mean")
-        parts.append(errors[sorted({str(row["quantity"]) for row in fidelity}, key=quantity_order)])
-    if not parts:
-        return pd.DataFrame()
-    heads = pd.concat([_labelled(rows) for rows in (model, fidelity) if rows])
-    columns = [name for name in ("model", "method", "budget") if name in heads]
-    settings = heads.groupby("label")[columns].first()
-    ranks = heads.groupby("label")[["rank_k", "rank_v"]].mean()
-    table = pd.concat([settings, ranks, *parts], axis=1).rename_axis("cell").reset_index()
-    order = [name for name in ("model", "method") if name in table]
-    return table.sort_values([*order, "budget", "cell"], ignore_index=True, na_position="first")
+        quantities = sorted({str(row["quantity"]) for row in fidelity}, key=quantity_order)
+        errors = frame.pivot_table(index=keys, columns="quantity", values="error", aggfunc="mean")
+        parts.append(errors[quantities])
+    heads = pd.concat([_labelled(rows) for rows in (model, fidelity) if rows]).groupby(keys)
+    parts[:0] = [heads[["method", "budget"]].first(), heads[["rank_k", "rank_v"]].mean()]
+    table = pd.concat(parts, axis=1).reset_index().rename(columns={"label": "cell"})
+    table["smaller"] = -table["budget"].fillna(np.inf)
+    table = table.sort_values(["model", "method", "smaller", "cell"], ignore_index=True).drop(columns="smaller")
+    named = bool((table["model"] != "").any())
+    return table[["cell", *table.columns.drop(["cell"] if named else ["cell", "model"])]]
 
 
 def fidelity_label(row: Row) -> str:
@@ -210,6 +213,7 @@ def _with_latency(table: pd.DataFrame, latency: Sequence[Row]) -> pd.DataFrame:
 def _labelled(rows: Sequence[Row]) -> pd.DataFrame:
     frame = pd.DataFrame.from_records(list(rows))
     frame["label"] = [fidelity_label(row) for row in rows]
+    frame["model"] = [str(row.get("model", "")) for row in rows]
     frame[["budget", "rank_k", "rank_v"]] = frame[["budget", "rank_k", "rank_v"]].apply(pd.to_numeric)
     return frame
 

@@ -220,9 +220,9 @@ def _line(axes: Axes, rows: Sequence[Row], x: str, palette: Palette, method: str
     style = palette[method]
     mean = np.array([row["mean"] for row in rows])
     distance = np.array([[row["mean"] - row["low"] for row in rows], [row["high"] - row["mean"] for row in rows]])
-    placed: dict[str, Any] = {} if method == palette.baseline else {"transform": palette.apart(method, axes)}
+    place = [row[x] for row in rows]
     axes.errorbar(
-        [row[x] for row in rows],
+        place,
         mean,
         yerr=np.maximum(distance, 0.0),
         color=style.colour,
@@ -233,5 +233,5 @@ def _line(axes: Axes, rows: Sequence[Row], x: str, palette: Palette, method: str
         markeredgecolor="white",
         markeredgewidth=0.6,
         zorder=3,
-        **placed,
+        transform=palette.apart(method, axes, place, mean),
     )

@@ -104,7 +104,7 @@ def divergence(model: Sequence[Row], palette: Palette) -> Figure:
     for method, rows in frame.groupby("method"):
         style = palette[str(method)]
         line = rows.groupby("label")[["ratio", "kl"]].mean().sort_values("ratio")
-        place = palette.apart(str(method), axes)
+        place = palette.apart(str(method), axes, rows["ratio"], rows["kl"])
         axes.plot(line["ratio"], line["kl"], color=style.colour, marker=style.marker, transform=place)
         axes.plot(
             rows["ratio"],

@@ -66,10 +66,9 @@ def _lines(axes: Axes, frame: pd.DataFrame, name: str, scale: float, palette: Pa
     for _, line in frame.groupby("cell", sort=False):
         head = line.iloc[0]
         style = palette[head["method"]]
-        look: dict[str, Any] = {"color": style.colour}
-        if head["method"] != palette.baseline:
-            look["transform"] = palette.apart(head["method"], axes, points=2.0)
         values = line[name] * scale
+        place = palette.apart(head["method"], axes, line["context_length"], values, points=2.0)
+        look: dict[str, Any] = {"color": style.colour, "transform": place}
         axes.plot(
             line["context_length"],
             values,
@@ -80,6 +79,7 @@ def _lines(axes: Axes, frame: pd.DataFrame, name: str, scale: float, palette: Pa
         )
         if name == "tpot_median_s":
             p95 = np.maximum(line["tpot_p95_s"] * scale, values)
+            palette.apart(head["method"], axes, line["context_length"], p95)
             axes.vlines(line["context_length"], values, p95, linewidth=0.9, alpha=0.7, **look)
 
 

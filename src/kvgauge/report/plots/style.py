@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib.style
+import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -44,7 +46,8 @@ LOOK: dict[str, Any] = {
 }
 
 
-# A decorator: settings are read when artists are made, and the reader's own matplotlibrc must not change a figure.
+# A decorator for what makes or saves figures, as settings are read at both times: the reader's own matplotlibrc must
+# not change a picture.
 drawn_alike = matplotlib.style.context(["default", LOOK])
 
 
@@ -90,10 +93,22 @@ class Palette:
             look["linestyle"] = "none"
         return Line2D([], [], **(look | changes))
 
-    def apart(self, method: str, axes: Axes, points: float = 3.0) -> Transform:
-        """The data transform moved sideways by a few points, so that methods at one place do not hide one another."""
+    def apart(self, method: str, axes: Axes, x: npt.ArrayLike, y: npt.ArrayLike, points: float = 3.0) -> Transform:
+        """The data transform moved sideways by a few points, so that methods at one place do not hide one another.
+
+        Args:
+            method: whose data are drawn.
+            axes: where.
+            x: shape (n,), the data.
+            y: shape (n,), the data.
+            points: distance between neighbouring methods; less where there are many.
+        """
+        # Artists that are moved take no part in the scaling of the axes, so the axes are told of the data here.
+        axes.update_datalim(np.column_stack([np.asarray(x, dtype=float), np.asarray(y, dtype=float)]))
+        axes.autoscale_view()
+        if method == self.baseline:
+            return axes.transData
         step = self.methods.index(method) - (len(self.methods) - 1) / 2
-        # Many methods must still stand nearer to their own place than to the next.
         reach = min(points, 24.0 / max(len(self.methods), 1))
         figure = axes.get_figure(root=True)
         assert figure is not None
@@ -126,6 +141,7 @@ def legend_above(figure: Figure, methods: set[str], palette: Palette) -> None:
     )
 
 
+@drawn_alike
 def to_png(figure: Figure) -> bytes:
     """The figure as PNG, the same bytes for the same figure: no date, no software version."""
     buffer = io.BytesIO()
