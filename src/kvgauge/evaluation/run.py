@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import kvgauge
 from kvgauge import artifacts, configuration, provenance
 from kvgauge.configuration import digest
-from kvgauge.evaluation import scoring, statistics
+from kvgauge.errors import UserError
+from kvgauge.evaluation import estimate, scoring, statistics
 from kvgauge.evaluation.answering import Answerer
 from kvgauge.evaluation.engine import Engine, missing, rows
 from kvgauge.evaluation.panel import Cell, Setting, cells, settings
 from kvgauge.evaluation.progress import Progress
 from kvgauge.evaluation.samples import Sample, read_samples
+from kvgauge.evaluation.sharding import Processes
 from kvgauge.evaluation.store import AnswerStore
 from kvgauge.evaluation.units import Encoder, Unit, make_units
 from kvgauge.methods.full import Full
-from kvgauge.stage import complete, stage_directory
+from kvgauge.models.spec import ModelSpec
+from kvgauge.stage import EXIT_USER_ERROR, complete, stage_directory
 
 BASELINE = "full"
 
@@ -69,15 +75,52 @@ def evaluate(cfg: DictConfig) -> None:
     Raises:
         UserError: bad input, or a stage that has to run first.
     """
-    chosen = settings(cfg)
-    scorer = scoring.scorer(cfg.benchmark.name)
-    model, tokenizer = kvgauge.load_model(configuration.build(cfg.model, "model"))
-    plan = make_plan(cfg, model, tokenizer, chosen, scorer)
+    processes = Processes.of()
+    try:
+        plan = load_plan(cfg, processes)
+    except UserError:
+        if processes.local_rank == 0:
+            raise
+        sys.exit(EXIT_USER_ERROR)  # every process makes the same mistake; one of them says it
+    if cfg.dry_run:
+        if processes.leads:
+            print(dry_run(plan, processes))
+        return
     if complete(plan.directory, plan.config):
         return
-    answer(plan, plan.units)
+    answer(plan, processes.share(plan.units), show=processes.leads)
+    if not processes.leads:
+        return
+    processes.wait(plan.units, plan.all_cells, plan.store, cfg.patience)
     write(plan, cfg)
+    if not cfg.store:
+        shutil.rmtree(plan.store.root)
     print(plan.directory)
+
+
+def load_plan(cfg: DictConfig, processes: Processes) -> Plan:
+    """Load the model and plan the run.
+
+    Raises:
+        UserError: bad input, or a stage that has to run first.
+    """
+    chosen = settings(cfg)
+    scorer = scoring.scorer(cfg.benchmark.name)
+    spec: ModelSpec = configuration.build(cfg.model, "model")
+    several = processes.size > 1 and spec.device == "auto" and spec.device_map is None and torch.cuda.is_available()
+    device = f"cuda:{processes.local_rank % torch.cuda.device_count()}" if several else None
+    model, tokenizer = kvgauge.load_model(spec, device=device)
+    return make_plan(cfg, model, tokenizer, chosen, scorer)
+
+
+def dry_run(plan: Plan, processes: Processes) -> str:
+    """What the run would do, as text."""
+    known = estimate.states(plan.units, plan.all_cells, plan.store)
+    if all(state.stored == state.total for state in known):
+        return estimate.describe(known, None)
+    speed = estimate.probe(plan.model)
+    left = estimate.estimate(plan.model, plan.encoder, plan.units, plan.all_cells, plan.store, speed, processes.size)
+    return estimate.describe(known, left)
 
 
 def make_plan(
