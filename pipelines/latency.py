@@ -1,0 +1,125 @@
+"""latency: how fast the cells prefill and decode, and what memory they take.
+
+    python -m pipelines.latency method=kqsvd latency.context_lengths=[1024,2048] latency.batch_sizes=[1,8]
+
+Writes ``latency/…/latency.json``, a row per cell, batch size and context length. Points are kept as they finish, and a
+run that was broken off goes on with the next one. The last line on stdout is one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+import kvgauge
+from kvgauge import artifacts, configuration, provenance
+from kvgauge.measure import bandwidth, latency, memory
+from kvgauge.measure.latency import LatencyConfig
+from kvgauge.methods.base import Method
+from kvgauge.methods.fitted import Fitted
+from kvgauge.models.facts import model_facts
+from kvgauge.stage import complete, stage, stage_directory
+
+
+def run(cfg: DictConfig) -> None:
+    grid: LatencyConfig = configuration.build(cfg.latency, "latency")
+    methods = grid.methods(configuration.build(cfg.method, "method"))
+    model, tokenizer = kvgauge.load_model(configuration.build(cfg.model, "model"))
+    limit = grid.memory_limit or memory.available_nbytes(model.device)
+    memory.refuse_beyond(
+        {
+            f"batch {batch} at {length} tokens": memory.point_nbytes(
+                model_facts(model), model.config.get_text_config().intermediate_size, batch, length, grid.all_steps
+            )
+            for batch, length in grid.points
+        },
+        limit,
+    )
+    fits = {method.label: _projections(cfg, model, tokenizer, method) for method in methods if method.learns}
+    config = {
+        "model": provenance.model_fingerprint(model),
+        "dtype": str(model.dtype),
+        "cells": [[method.config(), method.code_version()] for method in methods],
+        "fits": {label: artifacts.read_json(path / artifacts.META)["fingerprint"] for label, path in fits.items()},
+        "latency": configuration.plain(cfg.latency),
+        "code": provenance.source_version(Path(latency.__file__), Path(bandwidth.__file__), Path(memory.__file__)),
+    }
+    label = methods[0].label if len(methods) == 1 else f"{len(methods)}-cells"
+    directory = stage_directory(cfg, "latency", f"{cfg.model.name}-{label}", config)
+    if not complete(directory, config):
+        artifacts.begin(directory)
+        contenders = latency.baselines(model)
+        for method in methods:
+            fitted = Fitted.load(fits[method.label] / "projections.safetensors") if method.label in fits else None
+            contenders.append(latency.contender(model, method, fitted))
+        rows: list[dict[str, Any]] = []
+        with tqdm(total=len(grid.points), desc="latency", unit="point") as bar:
+            for batch, length in grid.points:
+                kept = directory / "points" / f"{batch}x{length}-{configuration.digest(config)}.json"
+                if not kept.is_file():
+                    point = latency.measure_point(model, contenders, grid, batch, length, bar.set_postfix_str)
+                    for row in point:
+                        row["model"] = cfg.model.name
+                        if grid.peak:
+                            job = _job(cfg, grid, methods, fits, row)
+                            row |= vars(memory.peak_of(job))
+                    artifacts.write_json(kept, point)
+                rows += artifacts.read_json(kept)
+                bar.update()
+        artifacts.write_json(directory / "latency.json", rows)
+        artifacts.finish(
+            directory,
+            "latency",
+            config,
+            environment=dict(provenance.environment()),
+            threads=torch.get_num_threads(),
+            device=str(model.device),
+        )
+    rows = artifacts.read_json(directory / "latency.json")
+    shown = (
+        "cell",
+        "batch",
+        "context_length",
+        "ttft_s",
+        "tpot_median_s",
+        "tpot_over_static",
+        "tpot_over_dynamic",
+        "mbu",
+    )
+    print(json.dumps({"directory": str(directory), "rows": [{key: row[key] for key in shown} for row in rows]}))
+
+
+def _projections(cfg: DictConfig, model: Any, tokenizer: Any, method: Method) -> Path:
+    """The directory of a method's fit."""
+    wanted = provenance.fit_config(cfg, model, tokenizer, method)
+    return artifacts.find(Path(cfg.artifacts), "fit", wanted, f"python -m pipelines.fit method={method.name}")
+
+
+def _job(
+    cfg: DictConfig, grid: LatencyConfig, methods: list[Method], fits: dict[str, Path], row: dict[str, Any]
+) -> dict[str, Any]:
+    """What `memory.peak_of` measures for a row."""
+    by_label = {method.label: method for method in methods}
+    node: dict[str, Any] | None = None
+    if row["cell"] in by_label:
+        method = by_label[row["cell"]]
+        node = {"_target_": f"{type(method).__module__}.{type(method).__qualname__}"} | method.config()
+    elif row["cell"] == latency.STATIC:
+        node = configuration.read("method", "full")
+    return {
+        "model": configuration.plain(cfg.model),
+        "method": node,
+        "projections": str(fits[row["cell"]] / "projections.safetensors") if row["cell"] in fits else None,
+        "latency": {key: value for key, value in configuration.plain(cfg.latency).items() if key != "_target_"},
+        "batch": row["batch"],
+        "context_length": row["context_length"],
+    }
+
+
+if __name__ == "__main__":
+    stage(run)()

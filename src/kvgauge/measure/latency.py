@@ -1,0 +1,416 @@
+"""Latency of prefill and decoding, in rounds that interleave what is compared.
+
+A point is a batch size and a context length. A round fills a cache per contender, one after another, compresses it,
+and times decode steps; the order rotates from round to round. All ratios are medians over rounds of ratios within a
+round, so that a slow moment of the machine weighs on both sides. Two uncompressed caches are always there:
+transformers' DynamicCache, which copies the whole cache at every token, and a preallocated one, which does not.
+
+Run as a module, it measures the peak memory of one cell (see `kvgauge.measure.memory.peak_of`).
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, PreTrainedModel
+
+from kvgauge import configuration
+from kvgauge.caches.attention import exact_attention
+from kvgauge.caches.base import KVCache, LayerCache
+from kvgauge.errors import UserError, unknown
+from kvgauge.evaluation.decoding import prefill
+from kvgauge.measure.bandwidth import copy_bandwidth, synchronize, utilisation, weight_nbytes
+from kvgauge.measure.memory import reset_peak, resident_nbytes
+from kvgauge.methods.base import Method
+from kvgauge.methods.building import build_method
+from kvgauge.methods.fitted import Fitted
+from kvgauge.models.facts import model_facts
+from kvgauge.models.loading import load_model
+
+PREFILLS = ("real", "synthetic")
+DYNAMIC, STATIC = "dynamic", "full"
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyConfig:
+    """The grid and how to time it.
+
+    Attributes:
+        name: of the grid.
+        cells: ``{method: name, field: value, ...}`` each; None measures the one configured method.
+        context_lengths: tokens cached before decoding starts; may exceed the model's positions, for timing only.
+        batch_sizes: sequences decoded together.
+        decode_steps: timed steps of a round.
+        warmup: untimed steps before them.
+        repeats: rounds.
+        prefill: ``real`` runs the model over random tokens; ``synthetic`` fills the caches with random keys and
+            values, for contexts whose prefill would take too long: there is no time to first token then.
+        peak: measure each cell's peak memory in a process of its own.
+        memory_limit: bytes that a point may take; None takes what is free.
+        seed: of the random tokens.
+
+    Raises:
+        UserError: an empty grid, or a number out of range.
+    """
+
+    name: str = "default"
+    cells: Sequence[Mapping[str, Any]] | None = None
+    context_lengths: Sequence[int] = (1024,)
+    batch_sizes: Sequence[int] = (1,)
+    decode_steps: int = 16
+    warmup: int = 2
+    repeats: int = 3
+    prefill: str = "real"
+    peak: bool = False
+    memory_limit: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.prefill not in PREFILLS:
+            raise unknown("latency.prefill", self.prefill, PREFILLS)
+        for name in ("context_lengths", "batch_sizes"):
+            values = getattr(self, name)
+            if not values or min(values) < 1:
+                raise UserError(f"latency.{name} needs at least one number, each 1 or more")
+        for name, least in (("decode_steps", 1), ("warmup", 0), ("repeats", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"latency.{name} is {getattr(self, name)}: set it to {least} or more")
+        for cell in self.cells or ():
+            if "method" not in cell:
+                raise UserError("each of latency.cells names its method, e.g. {method: kqsvd, budget: 0.5}")
+
+    @property
+    def points(self) -> list[tuple[int, int]]:
+        """(batch, context length) of the whole grid, smallest first."""
+        pairs = {(int(batch), int(length)) for batch in self.batch_sizes for length in self.context_lengths}
+        return sorted(pairs, key=lambda pair: (pair[0] * pair[1], pair))
+
+    @property
+    def all_steps(self) -> int:
+        """Decode steps of a round, timed or not."""
+        return self.warmup + self.decode_steps
+
+    def methods(self, configured: Method) -> list[Method]:
+        """The methods of the cells, or `configured` alone; the uncompressed cache is not among them.
+
+        Raises:
+            UserError: an unknown method, a refused field, or two cells of the same label.
+        """
+        if self.cells is None:
+            methods = [configured]
+        else:
+            methods = [build_method(**{"name": cell["method"]} | _without(cell, "method")) for cell in self.cells]
+        labels = [method.label for method in methods]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise UserError(f"latency.cells has {label} twice: remove one")
+        return [method for method in methods if method.label != STATIC]
+
+
+def _without(cell: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in cell.items() if name != key}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A kind of cache to be timed.
+
+    Attributes:
+        cell: label of the rows.
+        method, budget: of the rows.
+        new_cache: an empty cache, given the tokens it will hold in all.
+        compresses: ``compress`` is part of its time to first token.
+        exact_prefill: its prefill is the model's own, so random keys and values can stand in for it.
+    """
+
+    cell: str
+    method: str
+    budget: float | None
+    new_cache: Callable[[int], Cache]
+    compresses: bool
+    exact_prefill: bool = True
+
+
+def contender(model: PreTrainedModel, method: Method, fitted: Fitted | None) -> Contender:
+    """The caches of a method."""
+    return Contender(
+        method.label,
+        method.name,
+        method.budget,
+        lambda tokens: method.new_cache(model, fitted),
+        compresses=True,
+        exact_prefill=method.exact_prefill,
+    )
+
+
+def baselines(model: PreTrainedModel) -> list[Contender]:
+    """The two uncompressed caches: concatenating and preallocated."""
+    return [
+        Contender(DYNAMIC, "dynamic", None, lambda tokens: DynamicCache(), compresses=False),
+        Contender(
+            STATIC,
+            "full",
+            None,
+            lambda tokens: build_method("full", reserve=tokens).new_cache(model),
+            compresses=False,
+        ),
+    ]
+
+
+@dataclass
+class Timings:
+    """What one contender showed, a list entry a round.
+
+    Attributes:
+        prefill, compress: seconds.
+        steps: seconds of every timed decode step of a round.
+        attention: seconds that attention to the cache takes in a decode step, all layers.
+        nbytes, fixed_nbytes: cached bytes right after compression, and bytes of projections.
+        live_nbytes: cached bytes in the middle of the decode steps.
+    """
+
+    prefill: list[float] = field(default_factory=list)
+    compress: list[float] = field(default_factory=list)
+    steps: list[list[float]] = field(default_factory=list)
+    attention: list[float] = field(default_factory=list)
+    nbytes: int = 0
+    fixed_nbytes: int = 0
+    live_nbytes: int = 0
+
+    def tpot(self, index: int) -> float:
+        """Median seconds of a decode step in one round."""
+        return statistics.median(self.steps[index])
+
+
+@torch.no_grad()
+def measure_point(
+    model: PreTrainedModel,
+    contenders: Sequence[Contender],
+    config: LatencyConfig,
+    batch: int,
+    context_length: int,
+    progress: Callable[[str], None] = lambda text: None,
+) -> list[Row]:
+    """Time every contender at one point of the grid.
+
+    Args:
+        model: loaded by `kvgauge.load_model`.
+        contenders: `baselines` first, then the cells.
+        config: how to time.
+        batch: sequences.
+        context_length: cached tokens per sequence.
+        progress: called with a line before every timing.
+
+    Returns:
+        One row per contender. Seconds: ``ttft_s`` (prefill and compression), ``prefill_s``, ``compress_s``,
+        ``tpot_median_s``, ``tpot_p95_s``, ``attention_s``. Bytes of all sequences: ``nbytes``, ``fixed_nbytes``.
+        ``bandwidth`` is the copy bandwidth (bytes/s) of this point, ``mbu`` the share of it that a decode step
+        reaches (weights and cache read once), ``attention_of_bound`` the bound of reading the cache once over
+        ``attention_s``. Ratios: ``tpot_over_static``, ``tpot_over_dynamic``, ``ttft_over_static``.
+
+    Raises:
+        UserError: ``prefill: synthetic`` with a method that compresses while it prefills.
+    """
+    for one in contenders:
+        if config.prefill == "synthetic" and not one.exact_prefill:
+            raise UserError(f"{one.cell} compresses while it prefills: use latency.prefill=real")
+    facts = model_facts(model)
+    generator = torch.Generator().manual_seed(config.seed)
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.randint(vocabulary, (batch, context_length), generator=generator).to(model.device)
+    shape = (batch, facts.num_key_value_heads, context_length, facts.head_dim)
+    source = None
+    if config.prefill == "synthetic":
+        source = torch.randn(shape, generator=generator).to(model.device, model.dtype)
+    prefill(model, ids[:, :16], DynamicCache())  # threads and lazily made tables
+    timings = [Timings() for _ in contenders]
+    bandwidths = []
+    for index in range(config.repeats):
+        bandwidths.append(copy_bandwidth(model.device))
+        for turn in range(len(contenders)):
+            chosen = (turn + index) % len(contenders)
+            progress(f"batch {batch}, {context_length} tokens, round {index + 1}, {contenders[chosen].cell}")
+            _time_once(model, contenders[chosen], config, ids, source, timings[chosen])
+    bandwidth = max(bandwidths)
+    return [
+        _row(model, one, times, timings, bandwidth, batch, context_length)
+        for one, times in zip(contenders, timings, strict=True)
+    ]
+
+
+def _time_once(
+    model: PreTrainedModel, one: Contender, config: LatencyConfig, ids: Tensor, source: Tensor | None, times: Timings
+) -> None:
+    batch, tokens = ids.shape
+    cache = one.new_cache(tokens + config.all_steps)
+    if isinstance(cache, KVCache):
+        cache.expect(tokens)
+    start = _now(model)
+    if source is None:
+        token = prefill(model, ids, cache).argmax(dim=-1, keepdim=True)
+        times.prefill.append(_now(model) - start)
+    else:
+        fill(model, cache, source)
+        token = ids[:, -1:]
+    if one.compresses and isinstance(cache, KVCache):
+        start = _now(model)
+        cache.compress()
+        times.compress.append(_now(model) - start)
+    times.nbytes = cache_nbytes(cache)
+    times.fixed_nbytes = cache.fixed_nbytes() if isinstance(cache, KVCache) else 0
+    steps = []
+    for index in range(config.all_steps):
+        start = _now(model)
+        token = model(input_ids=token, past_key_values=cache, use_cache=True).logits[:, -1].argmax(dim=-1, keepdim=True)
+        seconds = _now(model) - start
+        if index >= config.warmup:
+            steps.append(seconds)
+        if index == config.warmup + config.decode_steps // 2:
+            times.live_nbytes = cache_nbytes(cache)
+    times.steps.append(steps)
+    if isinstance(cache, KVCache) and one.exact_prefill:
+        times.attention.append(attention_seconds(model, cache, batch))
+    del cache
+    gc.collect()
+
+
+def _now(model: PreTrainedModel) -> float:
+    synchronize(model.device)
+    return time.perf_counter()
+
+
+def fill(model: PreTrainedModel, cache: Cache, states: Tensor) -> None:
+    """Put `states` (batch, num_key_value_heads, tokens, head_dim) into every layer, as keys and as values."""
+    for layer in range(model_facts(model).num_layers):
+        cache.update(states, states, layer)
+    if isinstance(cache, KVCache):
+        cache.positions = torch.arange(states.shape[2], device=states.device)[None]
+
+
+def cache_nbytes(cache: Cache) -> int:
+    """Live bytes of all sequences, of our caches and of transformers' own."""
+    if isinstance(cache, KVCache):
+        return cache.nbytes()
+    tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def attention_seconds(model: PreTrainedModel, cache: KVCache, batch: int, repeats: int = 5) -> float:
+    """Seconds that one decode step spends on attention to the cache, all layers: the median of `repeats` passes.
+
+    Every pass goes through all layers, so that none finds its cache in a processor's cache where the model would not.
+    """
+    facts = model_facts(model)
+    query = torch.randn(batch, facts.num_attention_heads, 1, facts.head_dim, dtype=model.dtype, device=model.device)
+    scaling = facts.head_dim**-0.5
+    layers = [layer for layer in cache.layers if isinstance(layer, LayerCache)]
+    times = []
+    for _ in range(repeats + 1):
+        start = _now(model)
+        for layer in layers:
+            if layer.compressed:
+                layer.attend_compressed(query, None, scaling)
+            else:
+                exact_attention(query, layer.exact_keys.view(), layer.exact_values.view(), None, scaling)
+        times.append(_now(model) - start)
+    return statistics.median(times[1:])
+
+
+def _row(
+    model: PreTrainedModel,
+    one: Contender,
+    times: Timings,
+    everyone: Sequence[Timings],
+    bandwidth: float,
+    batch: int,
+    context_length: int,
+) -> Row:
+    dynamic, static = everyone[0], everyone[1]
+    rounds = range(len(times.steps))
+    steps = [seconds for steps in times.steps for seconds in steps]
+    median = statistics.median(steps)
+    firsts = [sum(pair) for pair in zip(times.prefill, times.compress or [0.0] * len(times.prefill), strict=True)]
+    read = times.live_nbytes + times.fixed_nbytes
+    attention = statistics.median(times.attention) if times.attention else None
+    return {
+        "cell": one.cell,
+        "method": one.method,
+        "budget": one.budget,
+        "batch": batch,
+        "context_length": context_length,
+        "ttft_s": _median(firsts),
+        "prefill_s": _median(times.prefill),
+        "compress_s": _median(times.compress),
+        "tpot_median_s": median,
+        "tpot_p95_s": float(np.quantile(steps, 0.95)),
+        "tokens_per_s": batch / median,
+        "attention_s": attention,
+        "attention_of_bound": None if attention is None else utilisation(read, attention, bandwidth),
+        "nbytes": times.nbytes,
+        "fixed_nbytes": times.fixed_nbytes,
+        "peak_bytes": None,
+        "bandwidth": bandwidth,
+        "mbu": utilisation(weight_nbytes(model) + read, median, bandwidth),
+        "tpot_over_static": statistics.median(times.tpot(index) / static.tpot(index) for index in rounds),
+        "tpot_over_dynamic": statistics.median(times.tpot(index) / dynamic.tpot(index) for index in rounds),
+        "ttft_over_static": _median([first / plain for first, plain in zip(firsts, static.prefill, strict=True)]),
+    }
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return statistics.median(values) if values else None
+
+
+# -- peak memory, in a process of its own ----------------------------------------------------------------------------
+
+
+def run_alone(job: Mapping[str, Any]) -> dict[str, int]:
+    """Prefill, compress and decode one cell once, and report this process's memory.
+
+    Args:
+        job: ``model`` (a node of ``conf/model``), ``method`` (a node of ``conf/method``, ``None`` for DynamicCache),
+            ``projections`` (a path or None), ``latency`` (fields of `LatencyConfig`), ``batch``, ``context_length``.
+    """
+    model, _ = load_model(configuration.build(job["model"], "model"))
+    config = LatencyConfig(**job["latency"])
+    if job["method"] is None:
+        one = baselines(model)[0]
+    else:
+        method: Method = configuration.build(job["method"], "method")
+        fitted = Fitted.load(Path(job["projections"])) if job["projections"] else None
+        one = baselines(model)[1] if method.label == STATIC else contender(model, method, fitted)
+    generator = torch.Generator().manual_seed(config.seed)
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.randint(vocabulary, (job["batch"], job["context_length"]), generator=generator).to(model.device)
+    prefill(model, ids[:, :16], DynamicCache())
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(model.device)
+        before = torch.cuda.memory_allocated(model.device)
+        _run(model, one, config, ids)
+        return {"peak_bytes": torch.cuda.max_memory_allocated(model.device), "before_bytes": before}
+    reset_peak()
+    before = resident_nbytes()
+    _run(model, one, config, ids)
+    return {"peak_bytes": resident_nbytes("VmHWM"), "before_bytes": before}
+
+
+@torch.no_grad()
+def _run(model: PreTrainedModel, one: Contender, config: LatencyConfig, ids: Tensor) -> None:
+    _time_once(model, one, config, ids, None, Timings())
+
+
+if __name__ == "__main__":
+    print(json.dumps(run_alone(json.load(sys.stdin))))
