@@ -50,7 +50,7 @@ def latency_by_context(latency: Sequence[Row], palette: Palette) -> Figure:
             axes.xaxis.set_major_locator(FixedLocator(lengths))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
             axes.xaxis.set_minor_locator(NullLocator())
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.06 * axes.get_ylim()[1])
     if bars:
         figure.supxlabel(f"context of {int(lengths[0]):,} tokens", fontsize=10)
     else:
