@@ -1,0 +1,74 @@
+"""The averages that papers print: of the six categories, and over them.
+
+LongBench's paper (arXiv 2308.14508, table 2) gives English and Chinese apart, the two code datasets in both, each
+category as the mean of its datasets and the overall figure as the mean of the categories. (Papers on caches often
+print the plain mean over datasets instead: that is the row "all" of the cells.) LongBench-E's figures are taken in each
+length interval.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from statistics import fmean
+from typing import Any
+
+from kvgauge.benchmarks.longbench.datasets import CATEGORIES, DATASETS, E_SUFFIX, Dataset, dataset_of
+
+_SETTING = ("cell", "method", "budget", "compress_at", "model", "length")
+_SPOKEN = ("en", "zh")
+
+
+def averages(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Category and overall averages from rows of cells.
+
+    Args:
+        cells: rows with ``cell``, ``method``, ``budget``, ``compress_at``, ``model``, ``task``, ``length`` and
+            ``mean``, as `kvgauge.evaluation.statistics.summarise` makes them; those of the task "all" are passed over.
+
+    Returns:
+        For each cell, length and language a row per category that has datasets there, and one for ``overall``: the
+        cell's own keys, ``language`` (``en``, ``zh``; ``all`` where there are both, or only code), ``average``,
+        ``mean`` (0 to 1), ``tasks``, and ``complete`` (whether every dataset that belongs to the average is in it).
+
+    Raises:
+        UserError: a task that is not LongBench's.
+    """
+    settings: dict[tuple[Any, ...], dict[str, float]] = defaultdict(dict)
+    for row in cells:
+        if row["task"] != "all":
+            settings[tuple(row[key] for key in _SETTING)][row["task"]] = float(row["mean"])
+    return [
+        dict(zip(_SETTING, setting, strict=True)) | row
+        for setting, means in settings.items()
+        for language in _languages(means)
+        for row in _rows(means, language)
+    ]
+
+
+def _languages(means: Mapping[str, float]) -> list[str]:
+    there = [language for language in _SPOKEN if any(dataset_of(task).language == language for task in means)]
+    return there if len(there) == 1 else [*there, "all"]
+
+
+def _rows(means: Mapping[str, float], language: str) -> list[dict[str, Any]]:
+    edition_e = all(task.endswith(E_SUFFIX) for task in means)
+    belongs = [
+        dataset for dataset in DATASETS.values() if _counts(dataset, language) and (dataset.in_e or not edition_e)
+    ]
+    rows = []
+    for category in CATEGORIES:
+        expected = {dataset.name for dataset in belongs if dataset.category == category}
+        tasks = sorted(task for task in means if dataset_of(task).name in expected)
+        if tasks:
+            rows.append(_row(language, category, fmean(means[task] for task in tasks), tasks, len(expected)))
+    tasks = sorted(task for row in rows for task in row["tasks"])
+    return [*rows, _row(language, "overall", fmean(row["mean"] for row in rows), tasks, len(belongs))]
+
+
+def _counts(dataset: Dataset, language: str) -> bool:
+    return language == "all" or dataset.language in (language, "code")
+
+
+def _row(language: str, average: str, mean: float, tasks: list[str], expected: int) -> dict[str, Any]:
+    return {"language": language, "average": average, "mean": mean, "tasks": tasks, "complete": len(tasks) == expected}

@@ -1,0 +1,128 @@
+"""The official rows: JSON Lines files in a directory, in ``data.zip``, or in the hub's copy of it."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kvgauge.benchmarks.longbench.datasets import dataset_of
+from kvgauge.errors import UserError
+
+HUB_DATASET = "THUDM/LongBench"
+HUB_FILE = "data.zip"
+_ADVICE = f"get {HUB_FILE} of the hub's dataset {HUB_DATASET} and set benchmark.source to it or to its directory"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of an official file.
+
+    Attributes:
+        input: the question, or whatever is asked of the context; may be empty.
+        context: the long text.
+        answers: the references; any one is enough.
+        words: the file's own ``length``: words, or characters of Chinese, of the row's texts.
+        language: the file's own: ``en``, ``zh``, or a programming language.
+        all_classes: the classes of a classification dataset, else None.
+        source_id: the file's own ``_id``.
+    """
+
+    input: str
+    context: str
+    answers: tuple[str, ...]
+    words: int
+    language: str
+    all_classes: tuple[str, ...] | None
+    source_id: str
+
+
+class Files:
+    """The official files of a source.
+
+    Args:
+        source: ``hub``, a directory or a zip file, see `LongBenchConfig`.
+        tasks: the tasks that will be read, each a file's name without ``.jsonl``.
+
+    Raises:
+        UserError: the source does not exist or cannot be reached, or lacks files (the message lists which).
+    """
+
+    def __init__(self, source: str, tasks: Sequence[str]) -> None:
+        self._root = _root(source)
+        missing = [f"{task}.jsonl" for task in tasks if not self._path(task).is_file()]
+        if missing:
+            raise UserError(f"LongBench files are missing in {source}: {', '.join(missing)}: {_ADVICE}")
+
+    def rows(self, task: str) -> list[Row]:
+        """The rows of a task, in the file's order.
+
+        Raises:
+            UserError: the file is empty, or a line is not an official row.
+        """
+        with self._path(task).open("rb") as stream:
+            rows = list(_rows(stream, task))
+        if not rows:
+            raise UserError(f"LongBench file {task}.jsonl has no rows: {_ADVICE}")
+        return rows
+
+    def _path(self, task: str) -> Path | zipfile.Path:
+        name = f"{task}.jsonl"
+        nested = self._root / "data" / name
+        return nested if nested.is_file() else self._root / name
+
+
+def _root(source: str) -> Path | zipfile.Path:
+    path = _downloaded() if source == "hub" else Path(source)
+    if path.is_dir():
+        return path
+    if not path.is_file():
+        raise UserError(f"no LongBench source {source!r}: {_ADVICE}")
+    try:
+        return zipfile.Path(path)
+    except zipfile.BadZipFile as error:
+        raise UserError(f"LongBench source {source} is neither a directory nor a zip file: {_ADVICE}") from error
+
+
+def _downloaded() -> Path:
+    from huggingface_hub import hf_hub_download  # a slow import that a local source does not need
+
+    try:
+        return Path(hf_hub_download(HUB_DATASET, HUB_FILE, repo_type="dataset"))
+    except (OSError, ValueError) as error:  # the hub's errors are OSErrors, a missing file offline a ValueError, too
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:160]
+        raise UserError(
+            f"cannot get {HUB_FILE} of {HUB_DATASET} from the hub ({reason}): unset HF_HUB_OFFLINE, or {_ADVICE}"
+        ) from error
+
+
+def _rows(lines: Any, task: str) -> Iterator[Row]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            yield _row(json.loads(line), classes=dataset_of(task).metric == "classification")
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"line {number} of LongBench file {task}.jsonl is not an official row ({error!r}): {_ADVICE}"
+            ) from error
+
+
+def _row(data: Mapping[str, Any], classes: bool) -> Row:
+    answers = data["answers"]
+    if not isinstance(answers, list) or not answers:
+        raise ValueError("answers is not a list of references")
+    if classes and not data["all_classes"]:
+        raise ValueError("all_classes is empty")
+    return Row(
+        input=str(data["input"]),
+        context=str(data["context"]),
+        answers=tuple(str(answer) for answer in answers),
+        words=int(data["length"]),
+        language=str(data["language"]),
+        all_classes=tuple(str(name) for name in data["all_classes"]) if data.get("all_classes") else None,
+        source_id=str(data["_id"]),
+    )

@@ -1,0 +1,121 @@
+"""From the official rows to prompts."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from transformers import PreTrainedTokenizerBase
+
+from kvgauge.benchmarks.longbench.buckets import bucket_of
+from kvgauge.benchmarks.longbench.datasets import DATASETS, Dataset, Edition, task_name
+from kvgauge.benchmarks.longbench.prompts import prompt_formats
+from kvgauge.benchmarks.longbench.rows import Files, Row
+from kvgauge.benchmarks.longbench.truncation import fit
+from kvgauge.benchmarks.ruler.spec import Sample
+from kvgauge.evaluation.prompting import Template
+
+if TYPE_CHECKING:
+    from kvgauge.benchmarks.longbench.config import LongBenchConfig
+
+
+@dataclass(frozen=True)
+class LongBenchSample(Sample):
+    """One LongBench prompt. The fields of `Sample` that mean something else here, and those that are added:
+
+    Attributes:
+        task: the dataset, with ``_e`` in LongBench-E.
+        length: what results are grouped by: in LongBench-E the bucket's number, see `Bucket.length`; else the
+            configuration's `max_length` in tokens, 0 where it sets none.
+        tokens: tokens of the assembled prompt plus `max_new_tokens`; at most `max_length`, if there is one.
+        dataset: the dataset.
+        category: its category in the paper.
+        language: the file's own: ``en``, ``zh``, or a programming language.
+        words: the file's own length, see `Row.words`.
+        bucket: LongBench-E's length interval; None in the standard edition.
+        whole_tokens: tokens before truncation, `max_new_tokens` included.
+        truncated: whether the middle of the prompt was left out.
+        chat: whether the prompt is put into the chat template.
+        all_classes: see `Row.all_classes`.
+        source_id: the file's own ``_id``.
+    """
+
+    dataset: str
+    category: str
+    language: str
+    words: int
+    bucket: str | None
+    whole_tokens: int
+    truncated: bool
+    chat: bool
+    all_classes: tuple[str, ...] | None
+    source_id: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The sample as a JSON object."""
+        return super().to_dict() | {"all_classes": None if self.all_classes is None else list(self.all_classes)}
+
+
+def load(config: LongBenchConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[LongBenchSample]:
+    """The prompts of a configuration.
+
+    Args:
+        config: which of them.
+        tokenizer: of the model; decides what is left of prompts that are longer than ``config.max_length``.
+
+    Raises:
+        UserError: a source that is missing, incomplete or damaged, an lm-eval without the official prompts, or a
+            `max_length` too small for any text.
+    """
+    edition = cast(Edition, config.edition)
+    files = Files(config.source, [task_name(name, edition) for name in config.tasks])
+    for name in config.tasks:
+        dataset, task = DATASETS[name], task_name(name, edition)
+        template = Template.of(tokenizer, config.chat and dataset.chat)
+        rows = files.rows(task)
+        for index in _chosen(len(rows), config.samples, f"{config.seed}/{task}"):
+            yield _sample(config, dataset, rows[index], f"{task}-{index:04d}", tokenizer, template)
+
+
+def _chosen(size: int, count: int | None, seed: str) -> Sequence[int]:
+    """Which rows: all, or the first `count` of an order that does not depend on `count`."""
+    if count is None:
+        return range(size)
+    return random.Random(seed).sample(range(size), size)[:count]
+
+
+def _sample(
+    config: LongBenchConfig,
+    dataset: Dataset,
+    row: Row,
+    sample_id: str,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+) -> LongBenchSample:
+    prompt = prompt_formats()[dataset.name]
+    limit = None if config.max_length is None else config.max_length - dataset.max_new_tokens
+    fitted = fit(tokenizer, template, prompt.context(row.context), prompt.question(row.input), limit)
+    bucket = bucket_of(row.words) if config.edition == "e" else None
+    return LongBenchSample(
+        id=sample_id,
+        task=task_name(dataset.name, cast(Edition, config.edition)),
+        context=fitted.context,
+        question=fitted.question,
+        answer_prefix="",
+        answers=row.answers,
+        max_new_tokens=dataset.max_new_tokens,
+        length=bucket.length if bucket else config.max_length or 0,
+        tokens=fitted.tokens + dataset.max_new_tokens,
+        dataset=dataset.name,
+        category=dataset.category,
+        language=row.language,
+        words=row.words,
+        bucket=bucket.label if bucket else None,
+        whole_tokens=fitted.whole_tokens + dataset.max_new_tokens,
+        truncated=fitted.truncated,
+        chat=config.chat and dataset.chat,
+        all_classes=row.all_classes,
+        source_id=row.source_id,
+    )
