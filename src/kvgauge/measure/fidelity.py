@@ -8,7 +8,7 @@ model's, and the perplexity of the tokens that follow.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from kvgauge.caches.attention import causal_mask
 from kvgauge.caches.base import KVCache
 from kvgauge.caches.observing import Observation, observing_cache
+from kvgauge.calibration.collecting import second_moment
 from kvgauge.errors import UserError
 from kvgauge.evaluation.decoding import prefill
 from kvgauge.methods.base import Method
@@ -83,64 +84,83 @@ def rotated(approximation: Approximation, seen: Observation, rotary: Rotary) -> 
     return Approximation(keys, approximation.values, queries)
 
 
-def layer_errors(
-    seen: Observation, approximation: Approximation, weight: Tensor, *, factored: bool
-) -> dict[str, float]:
-    """The seven relative Frobenius errors of one layer.
+def layer_errors(seen: Observation, approximations: Sequence[Approximation], weight: Tensor) -> list[dict[str, float]]:
+    """The seven relative Frobenius errors of one layer, for each of several approximations of it.
+
+    Norms of products come from second moments, ``‖X Yᵀ‖² = tr(XᵀX · YᵀY)``, in float64; the softmax and the output go
+    query block by query block in float32.
 
     Args:
         seen: exact states, post-RoPE.
-        approximation: what the method makes of them.
+        approximations: what methods make of them. Scores are ``q · k̂`` with the exact queries, which is what
+            ``(q B)(K A)ᵀ`` is; the approximate queries count for "Q" alone.
         weight: W_O as (num_attention_heads, head_dim, hidden_size).
-        factored: the approximate scores are ``q · k̂``, as in ``Q B (K A)ᵀ``; the approximate queries count for "Q" alone.
 
     Returns:
         `QUANTITIES` → ‖approximate − exact‖ / ‖exact‖ over all heads and tokens. KQ covers the whole matrix, as the
         theorem does; softmax and output are causal.
     """
     groups = seen.queries.shape[1] // seen.keys.shape[1]
-    W = weight.double()
-    exact = {"K": seen.keys.double(), "Q": seen.queries.double(), "V": seen.values.double()}
-    approximate = {
-        "K": approximation.keys.double(),
-        "Q": approximation.queries.double(),
-        "V": approximation.values.double(),
-    }
-    errors = {name: _relative(approximate[name], exact[name]) for name in ("K", "Q", "V")}
-    per_query = {
-        name: (exact[name].repeat_interleave(groups, dim=1), approximate[name].repeat_interleave(groups, dim=1))
-        for name in ("K", "V")
-    }
-    queries = exact["Q"] if factored else approximate["Q"]
-    sums = {name: [0.0, 0.0] for name in ("KQ", "softmax", "output")}
-    keys, keys_hat = per_query["K"]
-    values, values_hat = per_query["V"]
-    output, output_hat = values @ W, values_hat @ W
-    errors["VO"] = _relative(output_hat, output)
-    tokens = keys.shape[2]
-    scale = keys.shape[3] ** -0.5
-    mask = causal_mask(tokens, tokens, keys.device)
+    keys, queries, values = seen.keys.double(), seen.queries.double(), seen.values.double()
+    query_moment = second_moment(queries, keys.shape[1])
+    output_moment = (weight.double() @ weight.double().mT).unflatten(0, (-1, groups)).sum(dim=1)
+    errors = []
+    for guess in approximations:
+        key_error, value_error = guess.keys.double() - keys, guess.values.double() - values
+        errors.append(
+            {
+                "K": _ratio(key_error.square().sum(), keys.square().sum()),
+                "Q": _ratio((guess.queries.double() - queries).square().sum(), queries.square().sum()),
+                "V": _ratio(value_error.square().sum(), values.square().sum()),
+                "KQ": _ratio(_product_norm(key_error, query_moment), _product_norm(keys, query_moment)),
+                "VO": _ratio(_product_norm(value_error, output_moment), _product_norm(values, output_moment)),
+            }
+        )
+    for row, attention in zip(errors, _attention_errors(seen, approximations, weight), strict=True):
+        row |= attention
+    return errors
+
+
+def _attention_errors(
+    seen: Observation, approximations: Sequence[Approximation], weight: Tensor
+) -> list[dict[str, float]]:
+    """Errors of the causal softmax and of the attention output."""
+    tokens, scale = seen.keys.shape[2], seen.keys.shape[3] ** -0.5
+    W = weight.float()
+    sums = torch.zeros(len(approximations), 4, dtype=torch.float64)
     for start in range(0, tokens, QUERY_BLOCK):
-        rows = slice(start, start + QUERY_BLOCK)
-        scores = exact["Q"][:, :, rows] @ keys.mT
-        scores_hat = queries[:, :, rows] @ keys_hat.mT
-        _add(sums["KQ"], scores_hat, scores)
-        hidden = ~mask[:, :, rows]
-        shares = torch.softmax((scores * scale).masked_fill(hidden, -torch.inf), dim=-1)
-        shares_hat = torch.softmax((scores_hat * scale).masked_fill(hidden, -torch.inf), dim=-1)
-        _add(sums["softmax"], shares_hat, shares)
-        _add(sums["output"], ((shares_hat @ values_hat) @ W).sum(dim=1), ((shares @ values) @ W).sum(dim=1))
-    errors |= {name: (error / total) ** 0.5 for name, (error, total) in sums.items()}
-    return {name: errors[name] for name in QUANTITIES}
+        stop = min(start + QUERY_BLOCK, tokens)
+        queries = seen.queries[:, :, start:stop].float() * scale
+        hidden = ~causal_mask(stop - start, stop, queries.device)
+        shares, output = _block_output(queries, seen.keys[:, :, :stop], seen.values[:, :, :stop], hidden, W)
+        totals = [shares.square().sum(), output.square().sum()]
+        for index, guess in enumerate(approximations):
+            keys, values = guess.keys[:, :, :stop], guess.values[:, :, :stop]
+            shares_hat, output_hat = _block_output(queries, keys, values, hidden, W)
+            wrong = [(shares_hat - shares).square().sum(), (output_hat - output).square().sum()]
+            sums[index] += torch.stack([*wrong, *totals]).cpu()
+    return [{"softmax": _ratio(row[0], row[2]), "output": _ratio(row[1], row[3])} for row in sums]
 
 
-def _relative(approximate: Tensor, exact: Tensor) -> float:
-    return float(torch.linalg.norm(approximate - exact) / torch.linalg.norm(exact))
+def _block_output(
+    queries: Tensor, keys: Tensor, values: Tensor, hidden: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Attention shares and the output in hidden_size of one block of (scaled) queries."""
+    groups = queries.shape[1] // keys.shape[1]
+    scores = queries @ keys.float().repeat_interleave(groups, dim=1).mT
+    shares = torch.softmax(scores.masked_fill_(hidden, -torch.inf), dim=-1)
+    mixed = shares @ values.float().repeat_interleave(groups, dim=1)
+    return shares, (mixed @ weight).sum(dim=1)
 
 
-def _add(total: list[float], approximate: Tensor, exact: Tensor) -> None:
-    total[0] += float((approximate - exact).square().sum())
-    total[1] += float(exact.square().sum())
+def _product_norm(states: Tensor, moment: Tensor) -> Tensor:
+    """``Σ_heads ‖X Yᵀ‖²`` from X (batch, heads, tokens, d) and ``YᵀY`` (heads, d, d)."""
+    return (second_moment(states, states.shape[1]) * moment).sum()
+
+
+def _ratio(error: Tensor, total: Tensor) -> float:
+    # a squared norm from moments can come out a rounding below zero
+    return float((error.clamp_min(0) / total).sqrt())
 
 
 @torch.no_grad()
@@ -158,22 +178,14 @@ def projection_errors(
     """
     rotary = Rotary(model) if rope == "pre" else None
     for seen in observe(model, ids):
-        weight = output_weight(model, seen.layer)
-        for rank_k, rank_v in ranks:
-            if rotary is None:
-                approximation = projected(fitted, seen.layer, rank_k, rank_v, seen)
-            else:
-                before = rotated_back(seen, rotary)
-                approximation = rotated(projected(fitted, seen.layer, rank_k, rank_v, before), before, rotary)
-            errors = layer_errors(seen, approximation, weight, factored=True)
-            for quantity, error in errors.items():
-                yield {
-                    "layer": seen.layer,
-                    "quantity": quantity,
-                    "error": error,
-                    "rank_k": rank_k,
-                    "rank_v": rank_v,
-                }
+        before = seen if rotary is None else rotated_back(seen, rotary)
+        guesses = [projected(fitted, seen.layer, rank_k, rank_v, before) for rank_k, rank_v in ranks]
+        if rotary is not None:
+            guesses = [rotated(guess, before, rotary) for guess in guesses]
+        errors = layer_errors(seen, guesses, output_weight(model, seen.layer))
+        for (rank_k, rank_v), row in zip(ranks, errors, strict=True):
+            cell = {"layer": seen.layer, "rank_k": rank_k, "rank_v": rank_v}
+            yield from ({"quantity": quantity, "error": error} | cell for quantity, error in row.items())
 
 
 @torch.no_grad()
@@ -186,11 +198,9 @@ def cache_errors(model: PreTrainedModel, cache: KVCache, ids: Tensor) -> Iterato
     for seen in observe(model, ids):
         keys, values = cache.dense(seen.layer)
         tokens = seen.keys.shape[2]
-        approximation = Approximation(keys[:, :, :tokens], values[:, :, :tokens], seen.queries)
-        for quantity, error in layer_errors(
-            seen, approximation, output_weight(model, seen.layer), factored=True
-        ).items():
-            yield {"layer": seen.layer, "quantity": quantity, "error": error}
+        guess = Approximation(keys[:, :, :tokens], values[:, :, :tokens], seen.queries)
+        (errors,) = layer_errors(seen, [guess], output_weight(model, seen.layer))
+        yield from ({"layer": seen.layer, "quantity": name, "error": error} for name, error in errors.items())
 
 
 @dataclass(frozen=True)
