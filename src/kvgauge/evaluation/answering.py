@@ -8,7 +8,6 @@ its cache adopts the same exact keys and values either way.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,7 +45,7 @@ class Answer:
     """What one cell made of one prompt; everything but `seconds` depends on cell and prompt alone.
 
     Attributes:
-        text: without the answer prefix.
+        text: as it was decoded, without the answer prefix; scores trim it as their benchmark does.
         nbytes: cached bytes right after the compression, per sequence of the batch.
         nbytes_end: at the end of the answer.
         nbytes_by_part: of `nbytes`.
@@ -147,7 +146,7 @@ class Answerer:
             end = _share(cache.nbytes(), batch.size)
             for row, text in enumerate(self.tokenizer.batch_decode(tokens, skip_special_tokens=True)):
                 known = measured[row] | {"nbytes_end": end, "seconds": dict(seconds)}
-                answers[row].append(Answer(text=text.strip(), **known))
+                answers[row].append(Answer(text=text, **known))
         return answers
 
     def _measure(self, cell: Cell, cache: KVCache, batch: Batch) -> list[dict[str, Any]]:
@@ -185,8 +184,3 @@ class Answerer:
 
 def _share(nbytes: int, sequences: int) -> int:
     return round(nbytes / sequences)
-
-
-def tokens_of(batches: Sequence[Batch]) -> int:
-    """Tokens of the prompts of batches, padding included: what their prefill costs."""
-    return sum(batch.size * batch.width("prompt") for batch in batches)

@@ -143,6 +143,7 @@ def _row(cell: Cell, sample: Sample, record: Record, model_name: str, scorer: Sc
         "answer": answer,
         "answers": list(sample.answers),
         "score": scorer(sample, answer),
+        "truncated": bool(sample.facts.get("truncated")) or record["truncated_tokens"] > 0,
         **record,
     }
 

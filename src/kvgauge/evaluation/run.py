@@ -17,7 +17,7 @@ import kvgauge
 from kvgauge import artifacts, configuration, provenance
 from kvgauge.configuration import digest
 from kvgauge.errors import UserError
-from kvgauge.evaluation import estimate, scoring, statistics
+from kvgauge.evaluation import estimate, scoring, statistics, turns
 from kvgauge.evaluation.answering import Answerer
 from kvgauge.evaluation.engine import Engine, missing, rows
 from kvgauge.evaluation.panel import Cell, Setting, cells, settings
@@ -25,6 +25,7 @@ from kvgauge.evaluation.progress import Progress
 from kvgauge.evaluation.samples import Sample, read_samples
 from kvgauge.evaluation.sharding import Processes
 from kvgauge.evaluation.store import AnswerStore
+from kvgauge.evaluation.turns import with_turns
 from kvgauge.evaluation.units import Encoder, Unit, make_units
 from kvgauge.methods.full import Full
 from kvgauge.models.spec import ModelSpec
@@ -137,10 +138,8 @@ def make_plan(
     """
     prompts_config = provenance.prompts_config(cfg, tokenizer)
     prompts = artifacts.find(cfg.artifacts, "prompts", prompts_config, "python -m pipelines.prepare")
-    samples = read_samples(prompts)
+    samples = with_turns(cfg.benchmark.name, read_samples(prompts), cfg.turns)
     more: dict[str, Any] = {"batch_size": cfg.batch_size} if cfg.batch_size > 1 else {}
-    if cfg.turns:
-        more["turns"] = True
     panel = cells(cfg, model, tokenizer, chosen, **more)
     baseline = None
     if cfg.baseline and all(cell.label != BASELINE for cell in panel):
@@ -151,8 +150,9 @@ def make_plan(
         "cells": [cell.fingerprint for cell in panel],
         "baseline": baseline.fingerprint if baseline else None,
         "prompts": digest(prompts_config),
+        "turns": cfg.turns,
         "seed": cfg.seed,
-        "code": provenance.source_version(scoring, statistics),
+        "code": provenance.source_version(scoring, statistics, turns),
     }
     label = panel[0].label if len(panel) == 1 else f"panel-{len(panel)}"
     directory = stage_directory(cfg, "evaluate", f"{cfg.model.name}-{cfg.benchmark.name}-{label}", config)
@@ -180,6 +180,9 @@ def write(plan: Plan, cfg: DictConfig) -> None:
     artifacts.write_lines(plan.directory / "samples.jsonl", _own(plan, found.samples))
     artifacts.write_lines(plan.directory / "timings.jsonl", _own(plan, found.timings))
     artifacts.write_json(plan.directory / "cells.json", _own(plan, summary))
+    averages = scoring.averages(cfg.benchmark.name, summary)
+    if averages is not None:
+        artifacts.write_json(plan.directory / "averages.json", _own(plan, averages))
     artifacts.finish(
         plan.directory,
         "evaluate",
@@ -187,6 +190,7 @@ def write(plan: Plan, cfg: DictConfig) -> None:
         cells={cell.label: cell.config for cell in plan.cells},
         environment=provenance.environment(),
         samples=len(plan.samples),
+        truncated_samples=len({row["sample_id"] for row in found.samples if row["truncated"]}),
     )
 
 

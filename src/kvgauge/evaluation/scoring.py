@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from kvgauge.errors import unknown
 from kvgauge.evaluation.samples import Sample
@@ -16,7 +17,13 @@ def _ruler(sample: Sample, answer: str) -> float:
     return score(sample.task, answer, sample.answers)
 
 
-SCORERS: dict[str, Scorer] = {"ruler": _ruler}
+def _longbench(sample: Sample, answer: str) -> float:
+    from kvgauge.benchmarks.longbench import score
+
+    return score(sample.task, answer, sample.answers, sample.facts.get("all_classes"))
+
+
+SCORERS: dict[str, Scorer] = {"ruler": _ruler, "longbench": _longbench, "longbench_e": _longbench}
 
 
 def scorer(benchmark: str) -> Scorer:
@@ -36,3 +43,12 @@ def limit(benchmark: str) -> str:
     LongBench's own scripts cut the middle out; a RULER prompt without its middle may lack its needle.
     """
     return "truncate" if benchmark.startswith("longbench") else "refuse"
+
+
+def averages(benchmark: str, cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
+    """The averages that a benchmark's papers print beside task means, from rows of cells; None where there are none."""
+    if not benchmark.startswith("longbench"):
+        return None
+    from kvgauge.benchmarks.longbench import averages as of_categories
+
+    return of_categories(cells)

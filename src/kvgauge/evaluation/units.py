@@ -33,11 +33,6 @@ class Unit:
     conversation: bool
     keys: tuple[str, ...]
 
-    @property
-    def tokens(self) -> int:
-        """A measure of its cost: target tokens of what is prefilled."""
-        return self.samples[0].length if self.conversation else sum(sample.length for sample in self.samples)
-
 
 class Encoder:
     """Token ids of units.
@@ -105,14 +100,14 @@ class Encoder:
         return 0 if pad is None else int(pad)
 
 
-def make_units(samples: Sequence[Sample], encoder: Encoder, batch_size: int = 1, turns: bool = False) -> list[Unit]:
+def make_units(samples: Sequence[Sample], encoder: Encoder, batch_size: int = 1, turns: int = 1) -> list[Unit]:
     """The units of samples.
 
     Args:
         samples: all of them.
         encoder: measures and checks them.
         batch_size: contexts that are run at once.
-        turns: samples with the same context are the turns of one conversation, in their order.
+        turns: so many samples with the same context are the turns of one conversation, in their order.
 
     Raises:
         UserError: a sample does not fit in the model's positions, batches of conversations, or ``turns`` where no two
@@ -120,14 +115,17 @@ def make_units(samples: Sequence[Sample], encoder: Encoder, batch_size: int = 1,
     """
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}: set it to 1 or more")
-    if turns:
+    if turns > 1:
         if batch_size > 1:
             raise UserError("turns and batch_size above 1 do not go together: set batch_size=1")
-        return _conversations(samples, encoder)
-    widths = [encoder.prompt(sample)[0] for sample in samples]
-    sizes = [(prompt.context.shape[1], prompt.question.shape[1]) for prompt in widths]
+        return _conversations(samples, encoder, turns)
+    measured = [encoder.prompt(sample) for sample in samples]
     if batch_size == 1:
-        return [Unit((sample,), False, (sample_key(sample, encoder),)) for sample in samples]
+        return [
+            Unit((sample,), False, (sample_key(sample, encoder, cut=cut),))
+            for sample, (_, cut) in zip(samples, measured, strict=True)
+        ]
+    sizes = [(prompt.context.shape[1], prompt.question.shape[1]) for prompt, _ in measured]
     # Long contexts first: what does not fit in memory fails at once, and the last units to end are the short ones.
     order = sorted(range(len(samples)), key=lambda index: (*sizes[index], samples[index].id), reverse=True)
     units = []
@@ -135,28 +133,28 @@ def make_units(samples: Sequence[Sample], encoder: Encoder, batch_size: int = 1,
         chosen = order[start : start + batch_size]
         padded = [max(sizes[index][part] for index in chosen) for part in (0, 1)]
         mates = tuple(samples[index] for index in chosen)
-        units.append(Unit(mates, False, tuple(sample_key(sample, encoder, padded=padded) for sample in mates)))
+        keys = tuple(sample_key(samples[index], encoder, padded=padded, cut=measured[index][1]) for index in chosen)
+        units.append(Unit(mates, False, keys))
     return units
 
 
-def _conversations(samples: Sequence[Sample], encoder: Encoder) -> list[Unit]:
+def _conversations(samples: Sequence[Sample], encoder: Encoder, turns: int) -> list[Unit]:
     groups: dict[tuple[str, bool | None], list[Sample]] = {}
     for sample in samples:
         groups.setdefault((sample.context, sample.chat), []).append(sample)
     if all(len(group) == 1 for group in groups.values()):
-        raise UserError(
-            "turns needs samples that share a context and there are none: prepare some, e.g. with benchmark.turns=4"
-        )
+        raise UserError("turns needs samples that share a context, and there are none: set turns=1")
+    talks = [tuple(group[start : start + turns]) for group in groups.values() for start in range(0, len(group), turns)]
     units = []
-    for group in groups.values():
+    for talk in talks:
+        unit = Unit(talk, True, ())
+        _, cut = encoder.batch(unit)
         asked: list[list[object]] = []
         keys = []
-        for sample in group:
-            keys.append(sample_key(sample, encoder, asked=list(asked)))
+        for sample in talk:
+            keys.append(sample_key(sample, encoder, asked=list(asked), cut=cut[0]))
             asked.append([sample.question, sample.answer_prefix, sample.max_new_tokens])
-        unit = Unit(tuple(group), True, tuple(keys))
-        encoder.batch(unit)  # refuses a conversation that does not fit
-        units.append(unit)
+        units.append(replace(unit, keys=tuple(keys)))
     return units
 
 
