@@ -39,7 +39,7 @@ def run(cfg: DictConfig) -> None:
     error_rows: list[dict[str, Any]] = []
     model_rows: list[dict[str, Any]] = []
     for sequence, (context, continuation) in enumerate(tqdm(contexts(cfg, model, tokenizer), desc="merge")):
-        facts = {"method": method.name, "sequence": sequence}
+        facts = {"model": cfg.model.name, "method": method.name, "sequence": sequence}
         if isinstance(method, LowRankPerHead) and fitted is not None:
             ranks = [(rank, rank) for rank in cfg.fidelity.ranks]
             for row in fidelity.projection_errors(model, fitted, method.rope, ranks, context):
@@ -47,8 +47,8 @@ def run(cfg: DictConfig) -> None:
             if method.rope == "pre":
                 continue
         for budget in budgets:
-            cell = facts | {"budget": budget}
             chosen = replace(method, budget=budget)
+            cell = facts | {"cell": chosen.label, "budget": budget}
             cache = fidelity.compress_context(model, chosen, fitted, context)
             ranks_of = chosen_ranks(chosen, fitted, model, context.shape[1])
             try:

@@ -164,7 +164,8 @@ def test_fidelity_of_two_models_is_kept_apart() -> None:
     [
         ({"method": "xkv", "budget": 0.25, "rank_k": 1, "rank_v": 1, "cell": "xkv-4@0.25"}, "xkv-4@0.25"),
         ({"method": "xkv", "budget": 0.25, "rank_k": 1, "rank_v": 1}, "xkv@0.25"),
-        ({"method": "ksvd", "budget": None, "rank_k": 8, "rank_v": 4}, "ksvd(r=8, 4)"),
+        ({"method": "ksvd", "budget": None, "rank_k": 8, "rank_v": 4}, "ksvd@r8,4"),
+        ({"method": "ksvd", "budget": None, "rank_k": 8, "rank_v": 8}, "ksvd@r8"),
         ({"method": "full", "budget": None, "rank_k": None, "rank_v": None}, "full"),
     ],
 )

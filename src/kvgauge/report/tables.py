@@ -118,7 +118,8 @@ def fidelity_label(row: Row) -> str:
         return f"{row['method']}@{row['budget']:g}"
     if row["rank_k"] is None and row["rank_v"] is None:
         return str(row["method"])
-    return f"{row['method']}(r={row['rank_k']}, {row['rank_v']})"
+    ranks = f"{row['rank_k']}" if row["rank_k"] == row["rank_v"] else f"{row['rank_k']},{row['rank_v']}"
+    return f"{row['method']}@r{ranks}"
 
 
 def quantity_order(quantity: str) -> tuple[int, str]:
@@ -161,7 +162,12 @@ def constants(table: pd.DataFrame) -> str:
     said = [
         f"{_title(name)} {_formatted(name, table[name].iloc[0])}"
         for name in DROPPED_IF_CONSTANT
-        if name in table and len(table) > 1 and table[name].nunique(dropna=False) == 1 and table[name].notna().all()
+        if name in table
+        and len(table) > 1
+        and table[name].nunique(dropna=False) == 1
+        and table[name].notna().all()
+        # A length of 0 means that prompts are as long as they are.
+        and not (name == "length" and table[name].iloc[0] == 0)
     ]
     return ", ".join(said)
 

@@ -33,6 +33,14 @@ def test_error_by_layer_is_the_mean_over_sequences() -> None:
     assert axes.lines[0].get_xydata().tolist() == [[0.0, pytest.approx(0.2)], [1.0, pytest.approx(0.7)]]
 
 
+def test_a_cell_with_ranks_by_layer_is_one_line_and_ranks_have_their_rows() -> None:
+    adaptive = [error("K", 0.1, layer=n, rank_k=8 + n, budget=None, cell="ksvd@eps0.1") for n in (0, 1)]
+    swept = [error("K", 0.1, layer=n, rank_k=rank, budget=None) for n in (0, 1) for rank in (8, 16)]
+    axes = plots.error_by_layer(adaptive + swept, plots.Palette(["ksvd"])).axes
+    assert [panel.get_ylabel() for panel in axes] == ["no budget", "ranks 16, 4", "ranks 8, 4"]
+    assert [len(panel.lines[0].get_xdata()) for panel in axes] == [2, 2, 2]
+
+
 def test_error_by_rank_uses_the_rank_of_keys_or_values() -> None:
     rows = [error(quantity, 0.2, **ranks) for quantity in ("K", "VO") for ranks in ({}, {"budget": 1, "rank_k": 16})]
     figure = plots.error_by_rank(rows, plots.Palette(["ksvd"]))

@@ -38,6 +38,12 @@ def test_lines_are_in_milliseconds_and_reach_p95() -> None:
     assert axes.get_ylim()[1] >= 80
 
 
+def test_what_was_not_measured_has_no_panel() -> None:
+    rows = [timing("ksvd", length, 0.01) | {"peak_bytes": None, "ttft_s": None} for length in (1024, 4096)]
+    figure = plots.latency_by_context(rows, plots.Palette(["ksvd"]))
+    assert len(figure.axes) == 2
+
+
 def test_one_length_makes_bars() -> None:
     figure = plots.latency_by_context([timing("full", 1024, 0.01), timing("ksvd", 1024, 0.02)], plots.Palette(["ksvd"]))
     axes = figure.axes[1]

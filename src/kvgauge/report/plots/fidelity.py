@@ -29,7 +29,7 @@ def error_by_layer(fidelity: Sequence[Row], palette: Palette) -> Figure:
     """
     frame = _frame(fidelity)
     quantities = sorted(frame["quantity"].unique(), key=quantity_order)
-    settings = sorted(frame["setting"].unique(), key=lambda setting: (-setting[0], setting[1]))
+    settings = sorted(frame["setting"].unique(), key=lambda setting: (-setting[0], -setting[1], setting[2]))
     figure, panels = grid(len(quantities) * len(settings), len(quantities), 2.2, 2.1, sharex=True, sharey="col")
     for place, axes in enumerate(panels):
         row, column = divmod(place, len(quantities))
@@ -43,7 +43,7 @@ def error_by_layer(fidelity: Sequence[Row], palette: Palette) -> Figure:
         if row == 0:
             axes.set_title(quantities[column])
         if column == 0:
-            axes.set_ylabel(settings[row][1])
+            axes.set_ylabel(settings[row][2])
     figure.supxlabel("layer", fontsize=10)
     legend_above(figure, set(frame["method"]), palette)
     return figure
@@ -133,11 +133,14 @@ def _frame(fidelity: Sequence[Row]) -> pd.DataFrame:
     return frame
 
 
-def _setting(row: Row) -> tuple[float, str]:
+def _setting(row: Row) -> tuple[float, int, str]:
     """What methods are compared at: the budget, or the ranks where there is no budget."""
     if row["budget"] is not None:
-        return (float(row["budget"]), f"budget {row['budget']:g}")
-    return (0.0, f"ranks {row['rank_k']}, {row['rank_v']}" if row["rank_k"] is not None else "no budget")
+        return (float(row["budget"]), 0, f"budget {row['budget']:g}")
+    # A cell of its own without a budget may have other ranks in every layer.
+    if row.get("cell") or row["rank_k"] is None:
+        return (0.0, 0, "no budget")
+    return (-1.0, int(row["rank_k"]), f"ranks {row['rank_k']}, {row['rank_v']}")
 
 
 def _positive_scale(axes: Axes, values: pd.Series[float]) -> None:

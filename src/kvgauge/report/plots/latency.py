@@ -26,7 +26,7 @@ PANELS = {
 
 @drawn_alike
 def latency_by_context(latency: Sequence[Row], palette: Palette) -> Figure:
-    """Four panels against context length, or bars where there is only one length.
+    """A panel per quantity against context length, or bars where there is only one length.
 
     Args:
         latency: rows of one model and one batch size.
@@ -38,9 +38,12 @@ def latency_by_context(latency: Sequence[Row], palette: Palette) -> Figure:
     lengths = sorted(frame["context_length"].unique())
     bars = len(lengths) == 1
     cells = list(frame["cell"].unique())
-    figure, panels = grid(len(PANELS), 2, 4.2, 0.9 + 0.24 * len(cells) if bars else 2.8, sharey=bars)
+    # What was not measured, as the peak may not be, has no panel.
+    shown = [name for name in PANELS if frame[name].notna().any()]
+    figure, panels = grid(len(shown), 2, 4.2, 0.9 + 0.24 * len(cells) if bars else 2.8, sharey=bars)
     lines = {budget: LINES[index % len(LINES)] for index, budget in enumerate(frame["smaller"].unique())}
-    for (name, (title, scale)), axes in zip(PANELS.items(), panels, strict=True):
+    for name, axes in zip(shown, panels, strict=True):
+        title, scale = PANELS[name]
         axes.set_title(title)
         if bars:
             _bars(axes, frame, name, scale, palette)
