@@ -10,13 +10,14 @@ The physical length counts stored entries: merged and evicted caches hold fewer.
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 from kvgauge.caches.attention import exact_attention
@@ -198,6 +199,7 @@ class KVCache(Cache):
         self.valid: Tensor | None = None  # (batch, tokens): False on padding; None while nothing is padded
         self.positions: Tensor | None = None  # (batch or 1, tokens): the positions that the model used
         self.compressed_tokens = 0
+        self.compress_seconds = 0.0  # wall time of the compression: part of the time to first token
         for index, layer in enumerate(layers):
             layer.cache, layer.index = self, index
 
@@ -216,10 +218,25 @@ class KVCache(Cache):
         if self.compressed:
             return
         self.compressed_tokens = self.get_seq_length()
+        start = time.perf_counter()
         self.compress_layers()
+        self.compress_seconds = time.perf_counter() - start
 
     def expect(self, tokens: int) -> None:
         """How many context tokens will come, before the first of them: streaming caches size themselves by it."""
+
+    def drive(self, model: PreTrainedModel, ids: Tensor, mask: Tensor | None) -> Tensor | None:
+        """Prefill `ids` in a loop of its own, for caches that need more of the model than forward passes.
+
+        Args:
+            model: that the cache was made for.
+            ids: (batch, tokens).
+            mask: (batch, cached + tokens), False on padding; None where nothing is padded.
+
+        Returns:
+            The logits of the last token (batch, vocabulary), or None: the caller's loop will do.
+        """
+        return None
 
     def compress_layers(self) -> None:
         """Compress layer by layer; caches that join layers replace this."""

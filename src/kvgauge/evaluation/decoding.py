@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
+from kvgauge.caches.base import KVCache
 from kvgauge.models.facts import check_length
 
 PREFILL_CHUNK = 4096  # tokens of one forward pass: longer prompts go chunk by chunk, their activations never pile up
@@ -30,6 +31,12 @@ def prefill(
         The logits of the last token (batch, vocabulary).
     """
     logits, total = None, cache.get_seq_length()
+    if isinstance(cache, KVCache):
+        if not cache.compressed:
+            cache.expect(total + ids.shape[1])
+        driven = cache.drive(model, ids, mask)
+        if driven is not None:
+            return driven
     for part in ids.split(chunk, dim=1):
         total += part.shape[1]
         extra = _padding(mask, total, part.shape[1])

@@ -49,6 +49,16 @@ class Rotary:
         cos, sin = self.angles(positions, states)
         return (states * cos - rotate_half(states) * sin) / self._scale_squared
 
+    def shift(self, states: Tensor, offsets: Tensor) -> Tensor:
+        """Rotated states (batch, heads, tokens, head_dim), moved by `offsets` (batch or 1, tokens) positions.
+
+        An offset of 0 returns exactly what came in; the model's attention scaling factor is left as it is.
+        """
+        exact = states.to(torch.promote_types(states.dtype, torch.float32))
+        scale = self._scale_squared**0.5
+        cos, sin = (part / scale for part in self.angles(offsets, exact))
+        return (exact * cos + rotate_half(exact) * sin).to(states.dtype)
+
 
 def rotate_half(states: Tensor) -> Tensor:
     """(x1, x2) → (−x2, x1) on the halves of the last dimension, the convention of Llama, Mistral and Qwen."""

@@ -1,0 +1,105 @@
+"""Attention to entries that stand for several tokens, with the attention that every entry received.
+
+An entry of cardinality c holds one key and the mean value ū of its tokens. Cardinality-normalised attention,
+``o = Σ c e^s ū / Σ c e^s``, is a softmax of ``s + ln c``: with equal keys it is exactly what the separate tokens would
+have given (AsymKV, arXiv 2506.05410).
+
+The merge that follows needs the column sums of the attention matrix. They are added up block by block of queries while
+the output is computed: no matrix of all queries is ever held, and no second forward pass is needed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kvgauge.caches.attention import exact_attention
+
+BLOCK_BYTES = 8 * 2**20  # scores of one block of queries: small enough for the processor's cache, large enough for it
+
+# Added to the scores of what is not there. Finite, so that the row of a padding query stays a number.
+HIDDEN = -1e30
+
+
+def log_cardinalities(cardinalities: Tensor) -> Tensor:
+    """(batch, entries) cardinalities as an additive bias on scores; 0, an empty place, becomes `HIDDEN`."""
+    return torch.where(cardinalities > 0, cardinalities.clamp(min=1).float().log(), HIDDEN)
+
+
+def cardinality_attention(
+    query: Tensor, keys: Tensor, values: Tensor, cardinalities: Tensor | None, scaling: float
+) -> Tensor:
+    """The output alone, through scaled dot product attention.
+
+    Args:
+        query: (batch, num_attention_heads, queries, head_dim); the last query belongs to the last entry, and the
+            last `queries` entries are the queries' own tokens.
+        keys, values: (batch, num_key_value_heads, entries, head_dim); values are means.
+        cardinalities: (batch, entries), or None where all are 1.
+        scaling: factor on the scores.
+
+    Returns:
+        (batch, queries, num_attention_heads, head_dim).
+    """
+    queries, entries = query.shape[2], keys.shape[2]
+    if cardinalities is None:
+        return exact_attention(query, keys, values, None, scaling)
+    bias = log_cardinalities(cardinalities)[:, None, None, :].to(query.dtype)
+    if queries > 1:
+        later = torch.ones(queries, queries, dtype=torch.bool, device=query.device).triu(1)
+        hidden = functional.pad(later, (entries - queries, 0))
+        bias = bias.masked_fill(hidden, HIDDEN)
+        return exact_attention(query, keys, values, bias, scaling)
+    batch, heads, _, head_dim = query.shape
+    grouped = query.reshape(batch, keys.shape[1], -1, head_dim)
+    output = functional.scaled_dot_product_attention(grouped, keys, values, attn_mask=bias, scale=scaling)
+    return output.reshape(batch, 1, heads, values.shape[-1])
+
+
+def counted_attention(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    cardinalities: Tensor | None,
+    scaling: float,
+    valid: Tensor | None = None,
+    block_bytes: int = BLOCK_BYTES,
+) -> tuple[Tensor, Tensor]:
+    """The output and the attention that each entry received.
+
+    Args:
+        query, keys, values, cardinalities, scaling: as in `cardinality_attention`.
+        valid: (batch, queries), False where a query is padding, which attends but does not count.
+        block_bytes: bytes of the scores of one block of queries.
+
+    Returns:
+        The output (batch, queries, num_attention_heads, head_dim), and the column sums of the softmax over the
+        queries and over the query heads of a group, (batch, num_key_value_heads, entries), float32 at least.
+    """
+    batch, heads, queries, head_dim = query.shape
+    kv_heads, entries = keys.shape[1:3]
+    groups, past = heads // kv_heads, entries - queries
+    exact = torch.promote_types(query.dtype, torch.float32)
+    bias = None if cardinalities is None else log_cardinalities(cardinalities)[:, None, None, None, :].to(exact)
+    sums = keys.new_zeros(batch, kv_heads, entries, dtype=exact)
+    block = max(1, min(queries, block_bytes // (batch * heads * entries * exact.itemsize)))
+    outputs = []
+    for first in range(0, queries, block):
+        last = min(queries, first + block)
+        seen, rows = past + last, last - first
+        part = query[:, :, first:last].reshape(batch, kv_heads, groups * rows, head_dim) * scaling
+        scores = (part @ keys[:, :, :seen].transpose(-1, -2)).to(exact).view(batch, kv_heads, groups, rows, seen)
+        if bias is not None:
+            scores = scores + bias[..., :seen]
+        if rows > 1:
+            later = torch.ones(rows, rows, dtype=torch.bool, device=query.device).triu(1)
+            scores = scores.masked_fill(functional.pad(later, (seen - rows, 0)), HIDDEN)
+        weights = torch.softmax(scores, dim=-1).view(batch, kv_heads, groups * rows, seen)
+        counts = weights.new_ones(1, 1, 1, groups * rows)
+        if valid is not None:
+            counts = valid[:, first:last].to(exact).repeat(1, groups)[:, None, None]
+        sums[..., :seen] += (counts @ weights.detach()).squeeze(2)
+        mixed = weights.to(values.dtype) @ values[:, :, :seen]
+        outputs.append(mixed.view(batch, heads, rows, -1).transpose(1, 2))
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), sums
