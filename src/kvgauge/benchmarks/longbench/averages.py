@@ -1,6 +1,6 @@
 """The averages that papers print: of the six categories, and over them.
 
-LongBench's paper (arXiv 2308.14508, table 2) gives English and Chinese apart, the two code datasets in both, each
+LongBench (arXiv 2308.14508, and its leaderboard) gives English and Chinese apart, the two code datasets in both, each
 category as the mean of its datasets and the overall figure as the mean of the categories. (Papers on caches often
 print the plain mean over datasets instead: that is the row "all" of the cells.) LongBench-E's figures are taken in each
 length interval.

@@ -1,4 +1,4 @@
-"""LongBench-E's length intervals (arXiv 2308.14508, section 3.3; the official scorer's bounds)."""
+"""LongBench-E's length intervals (arXiv 2308.14508; the official scorer's bounds)."""
 
 from __future__ import annotations
 

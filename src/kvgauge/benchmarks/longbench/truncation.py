@@ -1,4 +1,4 @@
-"""Middle truncation: the first and the last half of what a prompt may have (arXiv 2308.14508, section 4.1)."""
+"""Middle truncation: the first and the last half of what a prompt may have (arXiv 2308.14508)."""
 
 from __future__ import annotations
 
