@@ -1,0 +1,122 @@
+"""The best rank-r approximation of a tall or wide matrix, and its storage shared by a group of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvgauge.caches.buffers import GrowingBuffer
+
+# With a discarded energy above this share of the largest eigenvalue, rounding of a float32 moment (6e-8 of the largest
+# eigenvalue) moves the reconstruction error by far less than 1e-5 of itself; below it the moment is made in float64.
+SAFE_TAIL = 1e-3
+
+
+@dataclass(frozen=True)
+class TruncatedSVD:
+    """How the subspace of a prompt is found.
+
+    Attributes:
+        randomized: a Gaussian sketch of the moment with power iterations instead of its eigendecomposition: faster for
+            ranks far below the features, error a fraction of a percent above the optimum.
+        oversampling: directions of the sketch beyond the rank.
+        power_iterations: products with the moment beyond the first.
+        seed: of the sketch.
+    """
+
+    randomized: bool = False
+    oversampling: int = 32
+    power_iterations: int = 2
+    seed: int = 0
+
+    def __call__(self, rows: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+        """``rows ≈ basis @ factor.T``, optimal in the Frobenius norm (Eckart–Young), columns by falling energy.
+
+        The smaller of the two moments is decomposed: ``XᵀX`` where tokens outnumber features, else ``XXᵀ``.
+
+        Args:
+            rows: X, (tokens, features), float32 or float64.
+            rank: at most min(tokens, features).
+
+        Returns:
+            basis ``U_r S_r`` (tokens, rank) and factor ``V_r`` (features, rank).
+        """
+        tokens, features = rows.shape
+        if tokens > features:
+            factor = self._leading(rows, rank)
+            return rows @ factor, factor
+        left = self._leading(rows.T, rank)
+        factor = rows.T @ left
+        norms = factor.norm(dim=0)
+        # U Uᵀ X needs no division; the norms only move from the factor to the basis.
+        return left * norms, factor / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+
+    def _leading(self, rows: Tensor, rank: int) -> Tensor:
+        """The leading eigenvectors (columns, rank) of ``rowsᵀ rows``, largest eigenvalue first."""
+        moment = rows.T @ rows
+        if self.randomized and rank + self.oversampling < moment.shape[0]:
+            return self._sketch(moment, rank)
+        values, vectors = torch.linalg.eigh(moment)
+        if rows.dtype == torch.float32 and values[:-rank].clamp_min(0).sum() < SAFE_TAIL * values[-1]:
+            exact = rows.double()
+            vectors = torch.linalg.eigh(exact.T @ exact)[1]
+        return vectors[:, -rank:].flip(-1).to(rows.dtype)
+
+    def _sketch(self, moment: Tensor, rank: int) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed)
+        size = (moment.shape[0], rank + self.oversampling)
+        probe = torch.randn(size, generator=generator, dtype=torch.float32).to(moment)
+        for _ in range(1 + self.power_iterations):
+            probe = torch.linalg.qr(moment @ probe)[0]
+        vectors = torch.linalg.eigh(probe.T @ moment @ probe)[1]
+        return probe @ vectors[:, -rank:].flip(-1)
+
+
+class SharedSubspace:
+    """A token basis shared by several layers, and the factors that turn it into the features of each.
+
+    Attributes:
+        basis: (batch, tokens, rank).
+        factors: one buffer per layer, (batch, features of the layer, rank).
+    """
+
+    def __init__(self, layers: int) -> None:
+        self.basis = GrowingBuffer()
+        self.factors = [GrowingBuffer() for _ in range(layers)]
+
+    def fit(self, rows: Sequence[Tensor], ranks: Sequence[int], svd: TruncatedSVD) -> None:
+        """Find the subspace of the concatenated layers, one sequence at a time.
+
+        Args:
+            rows: one tensor per layer, (batch, tokens, features), zero on padding.
+            ranks: one per sequence; a smaller one leaves the remaining columns zero.
+            svd: how.
+        """
+        batch, tokens, _ = rows[0].shape
+        features = [part.shape[-1] for part in rows]
+        dtype, rank = rows[0].dtype, max(ranks)
+        basis = rows[0].new_zeros(batch, tokens, rank)
+        factor = rows[0].new_zeros(batch, sum(features), rank)
+        for sequence, own_rank in enumerate(ranks):
+            joined = torch.cat([part[sequence] for part in rows], dim=-1)
+            left, right = svd(joined.float() if dtype.itemsize < 4 else joined, own_rank)
+            basis[sequence, :, :own_rank] = left.to(dtype)
+            factor[sequence, :, :own_rank] = right.to(dtype)
+        self.basis.set(basis)
+        for buffer, part in zip(self.factors, factor.split(features, dim=1), strict=True):
+            buffer.set(part)
+
+    def extend(self, rows: Sequence[Tensor]) -> None:
+        """Add tokens by projection on the subspace; `rows` as in `fit`. The factors' columns are orthonormal."""
+        parts = [part @ factor.view() for part, factor in zip(rows, self.factors, strict=True)]
+        self.basis.append(torch.stack(parts).sum(dim=0))
+
+    def rebuild(self, layer: int, start: int = 0, stop: int | None = None) -> Tensor:
+        """The approximated features (batch, stop − start, features) of one layer."""
+        return self.basis.view()[:, start:stop] @ self.factors[layer].view().transpose(1, 2)
+
+    def __len__(self) -> int:
+        return len(self.basis)

@@ -1,0 +1,76 @@
+"""Attention to one layer of a group that shares its token basis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvgauge.caches.rotation import BLOCK, PlaneRotation, from_planes, interleaved, planes_of, to_planes
+from kvgauge.caches.subspace import SharedSubspace
+
+
+@dataclass
+class SubspaceSegment:
+    """All tokens of the basis, seen by one layer, as a segment of attention.
+
+    Attributes:
+        keys, values: the group's subspaces.
+        member: which of their layers.
+        num_key_value_heads: N.
+        rotation: what stands between the keys' two factors; None where nothing does.
+    """
+
+    keys: SharedSubspace
+    values: SharedSubspace
+    member: int
+    num_key_value_heads: int
+    rotation: PlaneRotation | None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def scores(self, query: Tensor) -> Tensor:
+        """See `kvgauge.caches.attention.Segment`."""
+        basis, factor = self.keys.basis.view(), self.keys.factors[self.member].view()
+        batch, heads, rows, _ = query.shape
+        if self.rotation is not None:
+            return self._rebuilt_scores(query, basis, factor, self.rotation)
+        asked = query @ factor.unflatten(1, (heads, -1))
+        return (asked.flatten(1, 2) @ basis.transpose(1, 2)).view(batch, heads, rows, -1)
+
+    def _rebuilt_scores(self, query: Tensor, basis: Tensor, factor: Tensor, rotation: PlaneRotation) -> Tensor:
+        batch, heads, rows, _ = query.shape
+        tokens = basis.shape[1]
+        starts = torch.arange(0, tokens, BLOCK, device=query.device)
+        # Turning the query back to the start of each block leaves the keys with the offsets within it.
+        turned = to_planes(query).unsqueeze(-3) * rotation.phases(starts).conj()[:, None]
+        queries = interleaved(turned).unbind(-3)
+        scores = query.new_empty(batch, heads, rows, tokens)
+        for sequence in range(batch):
+            weight = factor[sequence].T
+            for block, start in enumerate(starts.tolist()):
+                stop = min(start + BLOCK, tokens)
+                rebuilt = (basis[sequence, start:stop] @ weight).float().unflatten(-1, (heads, -1))
+                planes_of(rebuilt).mul_(rotation.offsets(stop - start, query.device)[:, None])
+                scores[sequence, :, :, start:stop] = queries[block][sequence] @ rebuilt.permute(1, 2, 0)
+        return scores
+
+    def mix(self, weights: Tensor) -> Tensor:
+        """See `kvgauge.caches.attention.Segment`."""
+        batch, heads, rows, _ = weights.shape
+        basis, factor = self.values.basis.view(), self.values.factors[self.member].view()
+        mixed = (weights.flatten(1, 2) @ basis).view(batch, heads, rows, -1)
+        return mixed @ factor.unflatten(1, (heads, -1)).transpose(-1, -2)
+
+    def dense(self) -> tuple[Tensor, Tensor]:
+        """(keys, values) as the model would have seen them, (batch, N, tokens, head_dim)."""
+        heads = self.num_key_value_heads
+        keys, values = (
+            space.rebuild(self.member).unflatten(-1, (heads, -1)).transpose(1, 2) for space in (self.keys, self.values)
+        )
+        if self.rotation is None:
+            return keys, values
+        phases = self.rotation.phases(torch.arange(len(self), device=keys.device))
+        return from_planes(planes_of(keys.float().contiguous()) * phases).to(values.dtype), values

@@ -1,0 +1,176 @@
+"""xKV (arXiv 2503.18893): one low-rank subspace for the keys of a group of layers, and one for their values.
+
+Single SVD, the paper's within-layer baseline, is the same with ``group_size: 1``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from kvgauge.caches.base import KVCache, LayerCache
+from kvgauge.caches.cross_layer import CrossLayerGroup, CrossLayerSettings
+from kvgauge.caches.exact import ExactLayer
+from kvgauge.caches.rotation import BLOCK, PlaneRotation
+from kvgauge.caches.selection import ChunkSelection
+from kvgauge.caches.subspace import TruncatedSVD
+from kvgauge.errors import UserError, unknown
+from kvgauge.methods.base import Method
+from kvgauge.methods.cross_layer_ranks import budget_group_ranks
+from kvgauge.methods.fitted import Fitted
+from kvgauge.methods.uniform import check_uniform, layer_range
+from kvgauge.models.facts import ModelFacts, model_facts
+from kvgauge.models.frequencies import rotary_frequencies
+
+
+@dataclass(frozen=True, kw_only=True)
+class XKV(Method):
+    """Truncated SVD of the concatenated caches of `group_size` layers, per prompt, at the end of the prefill.
+
+    Explicit ranks come before the budget. A rank is clipped to the tokens of the prompt, and to the features of a last
+    group that is smaller than the others; a very short prompt is then stored exactly, but in more bytes than
+    the budget allows (every group keeps at least rank 1).
+
+    Attributes:
+        group_size: G, layers that share a subspace; the last group may be smaller.
+        rank_k, rank_v: ranks of the keys and of the values of a group.
+        key_share: part of the ranks that a budget gives to the keys; 0.4 is the paper's 512 : 768.
+        rope: ``pre`` works on keys before the rotation, as the paper: they are rebuilt and rotated at every step;
+            ``post`` on keys as they are cached: nothing is rebuilt, and more rank is needed.
+        start_layer, end_layer: first and last compressed layer, both included; the others stay exact. A budget
+            counts the exact ones.
+        sr: Selective Reconstruction, ``{chunk: tokens per landmark, budget: tokens rebuilt per step}``; None attends to
+            everything. It applies to steps of one token; the landmarks count in the budget.
+        fold_every: project the decoded tokens on the subspace, so many at a time; None keeps them exact.
+        svd: ``exact`` or ``randomized`` (see `TruncatedSVD`).
+        seed: of the randomized SVD.
+
+    Raises:
+        UserError: values that contradict each other or are out of range.
+    """
+
+    name: str = "xkv"
+    group_size: int = 4
+    rank_k: int | None = None
+    rank_v: int | None = None
+    key_share: float = 0.4
+    rope: str = "pre"
+    start_layer: int = 0
+    end_layer: int | None = None
+    sr: Mapping[str, int] | None = None
+    fold_every: int | None = None
+    svd: str = "exact"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.group_size < 1:
+            raise UserError(f"group_size {self.group_size} of {self.name} is below 1: a group has at least one layer")
+        if (self.rank_k is None) != (self.rank_v is None):
+            raise UserError(f"{self.name} has one of rank_k and rank_v: give both, or a budget")
+        if self.rank_k is None and self.budget is None:
+            raise UserError(f"{self.name} needs a budget, or rank_k and rank_v")
+        for label in ("rank_k", "rank_v", "fold_every"):
+            value = getattr(self, label)
+            if value is not None and value < 1:
+                raise UserError(f"{label} {value} of {self.name} is below 1")
+        if not 0.0 < self.key_share < 1.0:
+            raise UserError(f"key_share {self.key_share:g} of {self.name} is outside (0, 1): the paper's is 0.4")
+        if self.rope not in ("pre", "post"):
+            raise UserError(f"rope of {self.name} is `pre` or `post`, not {self.rope!r}")
+        if self.svd not in ("exact", "randomized"):
+            raise UserError(f"svd of {self.name} is `exact` or `randomized`, not {self.svd!r}")
+        self.selection()
+
+    @property
+    def label(self) -> str:
+        ranks = None if self.rank_k is None else f"{self.name}@r{self.rank_k},{self.rank_v}"
+        return super().label if ranks is None else ranks
+
+    def selection(self) -> ChunkSelection | None:
+        """`sr`, validated.
+
+        Raises:
+            UserError: unknown or missing keys, or values out of range.
+        """
+        if self.sr is None:
+            return None
+        for key in self.sr:
+            if key not in ("chunk", "budget"):
+                raise unknown(f"field of sr of {self.name}", str(key), ("chunk", "budget"))
+        chunk, budget = self.sr.get("chunk", 16), self.sr.get("budget", 512)
+        if not 1 <= chunk <= min(budget, BLOCK):
+            raise UserError(
+                f"sr of {self.name} has chunk {chunk} and budget {budget}: a chunk has 1 … {BLOCK} tokens, "
+                f"the budget is at least one chunk"
+            )
+        if self.fold_every is not None and self.fold_every % chunk:
+            raise UserError(f"fold_every {self.fold_every} of {self.name} is not a multiple of sr's chunk {chunk}")
+        return ChunkSelection(chunk, budget)
+
+    # -- ranks ---------------------------------------------------------------------------------------------------
+
+    def groups(self, num_layers: int) -> list[range]:
+        """The layers of every group.
+
+        Raises:
+            UserError: layers out of range, or a group larger than what is compressed.
+        """
+        layers = layer_range(self.name, self.start_layer, self.end_layer, num_layers)
+        if self.group_size > len(layers):
+            raise UserError(
+                f"group_size {self.group_size} of {self.name} is larger than the {len(layers)} layers to compress"
+            )
+        return [layers[start : start + self.group_size] for start in range(0, len(layers), self.group_size)]
+
+    def ranks(self, facts: ModelFacts, tokens: int) -> list[tuple[int, int]]:
+        """(rank_k, rank_v) of every group for a context of `tokens` tokens.
+
+        Raises:
+            UserError: the exact layers alone exceed the budget, or a rank exceeds the features of a group.
+        """
+        groups = self.groups(facts.num_layers)
+        width = facts.num_key_value_heads * facts.head_dim
+        if self.rank_k is not None and self.rank_v is not None:
+            most = self.group_size * width
+            for label, rank in (("rank_k", self.rank_k), ("rank_v", self.rank_v)):
+                if rank > most:
+                    raise UserError(f"{label} {rank} of {self.name} is above the {most} features of a group")
+            return [(self.rank_k, self.rank_v)] * len(groups)
+        assert self.budget is not None
+        compressed = sum(len(group) for group in groups)
+        exact = facts.num_layers - compressed
+        shares = 2 * (self.budget * facts.num_layers - exact)
+        if shares <= 0:
+            raise UserError(
+                f"budget {self.budget:g} of {self.name} does not pay for {exact} exact layers of {facts.num_layers}: "
+                f"compress more layers or raise the budget"
+            )
+        numbers = shares * tokens * width
+        selection = self.selection()
+        if selection is not None:
+            numbers -= selection.count(tokens) * width * compressed
+        features = [len(group) * width for group in groups]
+        return budget_group_ranks(numbers, tokens, features, self.key_share)
+
+    # -- the cache -----------------------------------------------------------------------------------------------
+
+    def new_cache(
+        self, model: PreTrainedModel, fitted: Fitted | None = None, *, context_length: int | None = None
+    ) -> KVCache:
+        check_uniform(self.name, model)
+        facts = model_facts(model)
+        self.ranks(facts, facts.max_positions)  # refuses what cannot work before any work is done
+        settings = CrossLayerSettings(
+            rotation=PlaneRotation(rotary_frequencies(model)) if self.rope == "pre" else None,
+            fold_every=self.fold_every,
+            selection=self.selection(),
+            svd=TruncatedSVD(randomized=self.svd == "randomized", seed=self.seed),
+        )
+        layers: list[LayerCache] = [ExactLayer() for _ in range(facts.num_layers)]
+        for index, group in enumerate(self.groups(facts.num_layers)):
+            joined = CrossLayerGroup(len(group), lambda tokens, index=index: self.ranks(facts, tokens)[index], settings)  # type: ignore[misc]
+            layers[group.start : group.stop] = joined.members
+        return KVCache(layers, context_length=context_length)
