@@ -45,6 +45,17 @@ def test_methods_of_other_directories_are_paired_with_the_uncompressed_run(
     assert all(cell["diff"] is not None for cell in measured.cells if cell["method"] != "full")
 
 
+def test_differences_survive_where_the_uncompressed_run_is_nowhere(stages: dict[str, list[Path]]) -> None:
+    directory = stages["evaluate_dirs"][0]
+    written = [row for row in json.loads((directory / "cells.json").read_text()) if row["cell"] != "full"]
+    (directory / "cells.json").write_text(json.dumps(written))
+    lines = (directory / "samples.jsonl").read_text().splitlines(keepends=True)
+    (directory / "samples.jsonl").write_text("".join(line for line in lines if json.loads(line)["cell"] != "full"))
+    cells = collect(evaluate_dirs=[directory]).cells
+    assert [cell["p_value"] for cell in cells] == [row["p_value"] for row in written]
+    assert all(cell["diff"] is not None for cell in cells)
+
+
 def test_nothing_is_refused() -> None:
     assert "nothing to report" in refused()
 

@@ -22,6 +22,7 @@ SAMPLE_KEYS = (
     *("cell", "method", "budget", "compress_at", "model", "sample_id", "task", "length", "score"),
     *("nbytes", "full_nbytes", "nbytes_by_part", "fixed_nbytes"),
 )
+DIFFERENCE_KEYS = ("diff", "diff_low", "diff_high", "p_value", "detectable")
 FIDELITY_KEYS = ("method", "budget", "rank_k", "rank_v", "layer", "quantity", "error", "sequence")
 MODEL_KEYS = (
     *("method", "budget", "rank_k", "rank_v", "sequence", "kl", "perplexity", "perplexity_full"),
@@ -52,7 +53,8 @@ def collect(
     """Read the stages' output directories.
 
     The cells are summarised anew from all samples together, so that a method evaluated in one directory is paired with
-    the uncompressed run of another. A sample that several directories hold (a sweep evaluates the uncompressed cache
+    the uncompressed run of another; where no directory holds the uncompressed run, the differences are those that the
+    evaluate stage wrote. A sample that several directories hold (a sweep evaluates the uncompressed cache
     once per method) counts once.
 
     Args:
@@ -67,11 +69,13 @@ def collect(
     evaluated, merged, timed = (_distinct(paths) for paths in (evaluate_dirs, merge_dirs, latency_dirs))
     if not (evaluated or merged or timed):
         raise UserError("nothing to report: give at least one output directory of evaluate, merge or latency")
-    samples = _merge_samples((directory, _read_samples(directory)) for directory in evaluated)
+    results = [(directory, *_read_evaluation(directory)) for directory in evaluated]
+    samples = _merge_samples((directory, rows) for directory, rows, _ in results)
     try:
         cells = summarise(samples)
     except ValueError as error:
         raise UserError(f"the samples in {_listed(evaluated)} cannot be summarised: {error}") from error
+    _keep_differences(cells, [row for _, _, written in results for row in written])
     return Measurements(
         samples=samples,
         cells=cells,
@@ -106,8 +110,8 @@ def _required(row: Any, keys: Sequence[str], where: str, stage: str) -> Row:
     return row
 
 
-def _read_samples(directory: Path) -> list[Row]:
-    """The samples of one directory, checked against the counts in its ``cells.json``, which is written last."""
+def _read_evaluation(directory: Path) -> tuple[list[Row], list[Row]]:
+    """Samples and cells of one directory, checked against each other: ``cells.json`` is written last."""
     path = directory / "samples.jsonl"
     samples = [
         _required(row, SAMPLE_KEYS, f"line {number} of {path}", "evaluate")
@@ -128,7 +132,23 @@ def _read_samples(directory: Path) -> list[Row]:
             f"{path} and cells.json beside it do not belong together "
             f"({len(samples)} samples against {sum(stated.values())}): run the evaluate stage again"
         )
-    return samples
+    return samples, cells
+
+
+def _keep_differences(cells: Iterable[Row], written: Iterable[Row]) -> None:
+    """Fill differences that could not be computed here from rows of the same samples whose stage could.
+
+    The evaluate stage knows the uncompressed cache's answers even where its directory holds only a method's own.
+    """
+    known = {_identity(row): row for row in written if row.get("diff") is not None}
+    for cell in cells:
+        if cell["diff"] is None and _identity(cell) in known:
+            cell.update({name: known[_identity(cell)].get(name) for name in DIFFERENCE_KEYS})
+
+
+def _identity(cell: Row) -> tuple[Any, ...]:
+    """What tells a row of cells apart, with the number of its samples."""
+    return tuple(cell[name] for name in CELL_KEYS)
 
 
 def _merge_samples(by_directory: Iterable[tuple[Path, list[Row]]]) -> list[Row]:
