@@ -13,10 +13,14 @@ from omegaconf import DictConfig
 
 from kvgauge.evaluation.run import evaluate
 from kvgauge.stage import stage
+from kvgauge.tracking import track
 
 
 def run(cfg: DictConfig) -> None:
-    evaluate(cfg)
+    directory = evaluate(cfg)
+    if directory is not None:
+        track(cfg, directory)
+        print(directory)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from kvgauge.methods.base import Method
 from kvgauge.methods.fitted import Fitted
 from kvgauge.models.facts import model_facts
 from kvgauge.stage import complete, stage, stage_directory
+from kvgauge.tracking import track
 
 
 def run(cfg: DictConfig) -> None:
@@ -80,6 +81,7 @@ def run(cfg: DictConfig) -> None:
             threads=torch.get_num_threads(),
             device=str(model.device),
         )
+    track(cfg, directory)
     rows = artifacts.read_json(directory / "latency.json")
     shown = (
         "cell",

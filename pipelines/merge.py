@@ -25,6 +25,7 @@ from kvgauge.methods.fitted import Fitted
 from kvgauge.methods.low_rank import LowRankPerHead
 from kvgauge.models.facts import check_length, model_facts
 from kvgauge.stage import complete, stage, stage_directory
+from kvgauge.tracking import track
 
 
 def run(cfg: DictConfig) -> None:
@@ -35,7 +36,7 @@ def run(cfg: DictConfig) -> None:
     if complete(directory, config):
         return
     fitted = provenance.load_fit(cfg, model, tokenizer, method)
-    budgets = list(cfg.fidelity.budgets) or [method.budget]
+    budgets = list(cfg.budgets or [method.budget])
     error_rows: list[dict[str, Any]] = []
     model_rows: list[dict[str, Any]] = []
     for sequence, (context, continuation) in enumerate(tqdm(contexts(cfg, model, tokenizer), desc="merge")):
@@ -63,6 +64,7 @@ def run(cfg: DictConfig) -> None:
     artifacts.write_json(directory / "fidelity.json", error_rows)
     artifacts.write_json(directory / "model.json", model_rows)
     artifacts.finish(directory, "merge", config)
+    track(cfg, directory)
     print(directory)
 
 

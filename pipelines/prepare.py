@@ -7,19 +7,17 @@ Writes ``prompts/…/samples.jsonl`` and, for each split, ``corpus/…/tokens.sa
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from kvgauge import artifacts, configuration, provenance
 from kvgauge.benchmarks.prompt_length import TokenCounter
-from kvgauge.calibration.corpora import load_corpus
+from kvgauge.calibration.corpora import Split, load_corpus
 from kvgauge.models.loading import load_tokenizer
 from kvgauge.stage import complete, stage, stage_directory
 
-SPLITS = ("calibration", "validation")
+SPLITS: tuple[Split, ...] = ("calibration", "validation")
 
 
 def run(cfg: DictConfig) -> None:
@@ -31,7 +29,7 @@ def run(cfg: DictConfig) -> None:
 
 def prepare_prompts(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     config = provenance.prompts_config(cfg, tokenizer)
-    directory = _directory(cfg, "prompts", cfg.benchmark.name, config)
+    directory = stage_directory(cfg, "prompts", cfg.benchmark.name, config)
     if complete(directory, config):
         return
     benchmark = configuration.build(cfg.benchmark, "benchmark")
@@ -43,9 +41,10 @@ def prepare_prompts(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> None
     print(directory)
 
 
-def prepare_corpus(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, split: str) -> None:
+def prepare_corpus(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, split: Split) -> None:
     config = provenance.corpus_config(cfg, tokenizer, split)
-    directory = _directory(cfg, "corpus", f"{cfg.corpus.name}-{split}", config)
+    named = cfg if not cfg.out else OmegaConf.merge(cfg, {"out": f"{cfg.out}-{split}"})
+    directory = stage_directory(named, "corpus", f"{cfg.corpus.name}-{split}", config)
     if complete(directory, config):
         return
     tokens = load_corpus(configuration.build(cfg.corpus, "corpus"), tokenizer, split)
@@ -53,12 +52,6 @@ def prepare_corpus(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, split: s
     artifacts.write_tensors(directory / "tokens.safetensors", {"tokens": tokens}, {"split": split})
     artifacts.finish(directory, "corpus", config, sequences=tokens.shape[0], sequence_length=tokens.shape[1])
     print(directory)
-
-
-def _directory(cfg: DictConfig, kind: str, label: str, config: dict[str, object]) -> Path:
-    if cfg.out:  # one directory was asked for, and this stage makes several artifacts
-        return Path(cfg.out) / (label if kind == "corpus" else kind)
-    return stage_directory(cfg, kind, label, config)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import inspect
 import subprocess
 from collections.abc import Mapping
 from functools import lru_cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -110,6 +110,7 @@ def merge_config(
     return {
         "contexts": digest(corpus_config(cfg, tokenizer, "validation")),
         "fidelity": plain(cfg.fidelity),
+        "budgets": plain(cfg.budgets),
         "model": model_fingerprint(model),
         "method": method.config(),
         "code": [method.code_version(), source_version(fidelity)],
@@ -148,7 +149,7 @@ def cell_config(
 def environment() -> Mapping[str, str]:
     """Versions of the libraries that numbers depend on, and the git revision where there is one."""
     names = ("kvgauge", "torch", "transformers", "lm-eval", "numpy")
-    versions = {name: version(name) for name in names}
+    versions = {name: _version(name) for name in names}
     here = Path(__file__).resolve().parent
     try:
         result = subprocess.run(
@@ -158,3 +159,10 @@ def environment() -> Mapping[str, str]:
     except (OSError, subprocess.SubprocessError):
         versions["git"] = "unknown"
     return versions
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"  # kvgauge itself, where it runs from its sources

@@ -89,11 +89,9 @@ def _first_line(error: Exception) -> str:
 
 
 def stage_directory(cfg: DictConfig, name: str, label: str, config: Mapping[str, Any]) -> Path:
-    """Where a stage writes: ``cfg.out`` if given, else ``<artifacts>/<stage>/<label>-<hash of config>``."""
-    if cfg.out:
-        return Path(cfg.out)
-    safe = re.sub(r"[^\w.@=,-]+", "-", label)
-    return Path(cfg.artifacts) / name / f"{safe}-{digest(config)[:8]}"
+    """Where a stage writes: ``<artifacts>/<stage>/<out>``, or ``<label>-<hash of config>`` where no name is given."""
+    chosen = cfg.out or f"{re.sub(r'[^A-Za-z0-9_.@=,-]+', '-', label)}-{digest(config)[:8]}"
+    return Path(cfg.artifacts) / name / chosen
 
 
 def complete(directory: Path, config: Mapping[str, Any]) -> bool:

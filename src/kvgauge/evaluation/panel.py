@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class Setting:
 
 
 def settings(cfg: DictConfig) -> list[Setting]:
-    """The settings that a configuration asks for: those of ``cfg.panel``, or its one method.
+    """The settings that a configuration asks for: those of ``cfg.panel``, or its one method at each of ``cfg.budgets``.
 
     Args:
         cfg: ``panel`` is null, the name of a file of ``conf/panels/``, or a list of ``{method: name, ...}`` whose other
@@ -73,7 +73,9 @@ def settings(cfg: DictConfig) -> list[Setting]:
     """
     panel = plain(cfg.panel)
     if panel is None:
-        return [Setting(configuration.build(cfg.method, "method"), _moment(cfg.compress_at))]
+        method: Method = configuration.build(cfg.method, "method")
+        budgets = plain(cfg.budgets) or [method.budget]
+        return [Setting(replace(method, budget=budget), _moment(cfg.compress_at)) for budget in budgets]
     if isinstance(panel, str):
         panel = configuration.read(PANELS, panel).get("cells")
     if not panel:

@@ -70,8 +70,11 @@ class Plan:
         return [*([self.baseline] if self.baseline else []), *self.cells]
 
 
-def evaluate(cfg: DictConfig) -> None:
-    """Evaluate the cells of a configuration on its benchmark, and print the directory of the results.
+def evaluate(cfg: DictConfig) -> Path | None:
+    """Evaluate the cells of a configuration on its benchmark.
+
+    Returns:
+        The directory of the results; None in a dry run, and in all processes of a run but the leading one.
 
     Raises:
         UserError: bad input, or a stage that has to run first.
@@ -86,17 +89,17 @@ def evaluate(cfg: DictConfig) -> None:
     if cfg.dry_run:
         if processes.leads:
             print(dry_run(plan, processes))
-        return
+        return None
     if complete(plan.directory, plan.config):
-        return
+        return plan.directory if processes.leads else None
     answer(plan, processes.share(plan.units), show=processes.leads)
     if not processes.leads:
-        return
+        return None
     processes.wait(plan.units, plan.all_cells, plan.store, cfg.patience)
     write(plan, cfg)
     if not cfg.store:
         shutil.rmtree(plan.store.root)
-    print(plan.directory)
+    return plan.directory
 
 
 def load_plan(cfg: DictConfig, processes: Processes) -> Plan:

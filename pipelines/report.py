@@ -1,0 +1,76 @@
+"""report: tables, plots and one HTML page of what the other stages measured.
+
+    python -m pipelines.report
+    python -m pipelines.report report.evaluate=[artifacts/evaluate/kqsvd] report.title="One method"
+
+Reads every finished artifact below ``evaluate/``, ``merge/`` and ``latency/`` unless directories are named. Writes
+``report/…/index.html`` with ``table.csv``, ``table.md``, ``metrics.json`` and the figures.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from kvgauge import artifacts, configuration, provenance
+from kvgauge.configuration import digest
+from kvgauge.errors import UserError
+from kvgauge.report.build import build_report
+from kvgauge.stage import stage, stage_directory
+from kvgauge.tracking import track
+
+INPUTS = ("evaluate", "merge", "latency")
+
+
+def run(cfg: DictConfig) -> None:
+    chosen = {name: inputs(cfg, name) for name in INPUTS}
+    if not any(chosen.values()):
+        raise UserError(f"nothing to report below {cfg.artifacts}: run evaluate, merge or latency first")
+    fingerprints = {
+        name: {str(path): artifacts.read_json(path / artifacts.META)["fingerprint"] for path in paths}
+        for name, paths in chosen.items()
+    }
+    config = {"inputs": fingerprints, "title": cfg.report.title}
+    directory = stage_directory(cfg, "report", "report", config)
+    artifacts.begin(directory)
+    figures = [
+        (meta.get("title", picture.stem), meta.get("caption", ""), picture)
+        for name in cfg.report.figures
+        for path in finished(cfg, name)
+        for meta in [artifacts.read_json(path / artifacts.META)]
+        for picture in sorted(path.glob("*.png"))
+    ]
+    shown = {key: value for key, value in configuration.plain(cfg).items() if key not in ("out", "artifacts")}
+    page = build_report(
+        *(chosen[name] for name in INPUTS),
+        out_dir=directory,
+        provenance={"configuration": shown, "configuration hash": digest(shown), **provenance.environment()},
+        extra_figures=figures,
+        title=cfg.report.title,
+    )
+    artifacts.finish(directory, "report", config)
+    track(cfg, directory)
+    print(page.resolve())
+
+
+def inputs(cfg: DictConfig, name: str) -> list[Path]:
+    """The artifacts of one stage to report on: those the configuration names, else all that are finished."""
+    named = cfg.report.get(name)
+    return [Path(path) for path in named] if named is not None else finished(cfg, name)
+
+
+def finished(cfg: DictConfig, name: str) -> list[Path]:
+    """Every finished artifact of a stage; says on stderr which ones are left out as unfinished."""
+    found = []
+    for path in sorted(Path(cfg.artifacts, name).glob("*")):
+        if (path / artifacts.META).is_file():
+            found.append(path)
+        elif path.is_dir():
+            print(f"left out, not finished: {path}", file=sys.stderr)
+    return found
+
+
+if __name__ == "__main__":
+    stage(run)()
