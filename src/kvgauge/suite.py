@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from dvc.fs import LocalFileSystem
 from dvc.utils.hydra import compose_and_dump
 
 from kvgauge.artifacts import replacing
@@ -21,13 +20,13 @@ PARAMS = "params.yaml"
 
 
 def write_params(path: Path) -> None:
-    """Compose ``conf/suite.yaml`` into `path`; a file that is right already keeps its modification time."""
+    """Compose ``conf/suite.yaml`` into `path`."""
     with replacing(path) as scratch:
         target = scratch.with_suffix(".yaml")
-        compose_and_dump(target, str(CONF_DIR), None, "suite", [], LocalFileSystem())
+        compose_and_dump(str(target), str(CONF_DIR), None, "suite", str(CONF_DIR), [])
         text = target.read_bytes()
         target.unlink()
-        scratch.write_bytes(path.read_bytes() if path.is_file() and path.read_bytes() == text else text)
+        scratch.write_bytes(text)
 
 
 if __name__ == "__main__":
