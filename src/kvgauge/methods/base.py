@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import sys
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,6 +18,7 @@ from kvgauge.methods.fitted import Fitted
 
 if TYPE_CHECKING:
     from kvgauge.calibration.moments import Moments
+    from kvgauge.models.facts import ModelFacts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,13 @@ class Method(ABC):
         Raises:
             UserError: `fitted` is missing, or was made for another model.
         """
+
+    def lossless(self, facts: ModelFacts) -> Method | None:
+        """This method at full rank or full size, whose cache gives the uncompressed model's logits: the parity gate.
+
+        None for a method that has no such setting.
+        """
+        return replace(self, budget=1.0)
 
     def config(self) -> dict[str, Any]:
         """The fields as JSON-like data."""

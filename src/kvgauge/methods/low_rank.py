@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
@@ -21,6 +21,7 @@ from kvgauge.models.facts import model_facts, model_fingerprint
 
 if TYPE_CHECKING:
     from kvgauge.calibration.moments import Moments
+    from kvgauge.models.facts import ModelFacts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,9 @@ class LowRankPerHead(Method):
         if rank_k is not None and rank_v is not None:
             return f"{self.name}@r{rank_k}" if rank_k == rank_v else f"{self.name}@r{rank_k},{rank_v}"
         return super().label if self.epsilon is None else f"{self.name}@eps{self.epsilon:g}"
+
+    def lossless(self, facts: ModelFacts) -> LowRankPerHead:
+        return replace(self, rank=facts.head_dim, rank_k=None, rank_v=None)
 
     # -- fitting -------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel
 
@@ -49,6 +49,9 @@ class MiniCache(Method):
         for label in ("interpolation", "gamma"):
             if not 0.0 <= getattr(self, label) <= 1.0:
                 raise UserError(f"{label} {getattr(self, label):g} of {self.name} is outside [0, 1]")
+
+    def lossless(self, facts: ModelFacts) -> MiniCache:
+        return replace(self, budget=None, gamma=0.0)
 
     def pairs(self, num_layers: int) -> list[int]:
         """The first layer of every pair.

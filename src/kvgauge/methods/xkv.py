@@ -6,7 +6,7 @@ Single SVD, the paper's within-layer baseline, is the same with ``group_size: 1`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel
 
@@ -109,6 +109,10 @@ class XKV(Method):
         if self.fold_every is not None and self.fold_every % chunk:
             raise UserError(f"fold_every {self.fold_every} of {self.name} is not a multiple of sr's chunk {chunk}")
         return ChunkSelection(chunk, budget)
+
+    def lossless(self, facts: ModelFacts) -> XKV:
+        features = self.group_size * facts.num_key_value_heads * facts.head_dim
+        return replace(self, rank_k=features, rank_v=features, sr=None)
 
     # -- ranks ---------------------------------------------------------------------------------------------------
 
