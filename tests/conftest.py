@@ -1,0 +1,63 @@
+"""What tests share: tiny random models of every architecture, with moments and fits, made once a session."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+from collections.abc import Callable  # noqa: E402
+from functools import cache  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from transformers import PreTrainedModel  # noqa: E402
+
+import kvgauge  # noqa: E402
+from kvgauge.methods.base import Method  # noqa: E402
+from kvgauge.methods.fitted import Fitted  # noqa: E402
+
+
+@cache
+def _model(name: str) -> PreTrainedModel:
+    return kvgauge.load_model(name)[0]
+
+
+@cache
+def _moments(name: str) -> kvgauge.Moments:
+    return kvgauge.collect(_model(name), [random_tokens(4, 160, seed=1)])
+
+
+def random_tokens(batch: int, tokens: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, 259, (batch, tokens), generator=generator)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[[str], PreTrainedModel]:
+    """A tiny model by name, e.g. ``tiny("tiny/llama")``; do not change its weights."""
+    return _model
+
+
+@pytest.fixture(scope="session")
+def moments() -> Callable[[str], kvgauge.Moments]:
+    """The moments of a tiny model by its name."""
+    return _moments
+
+
+@pytest.fixture(scope="session")
+def fit() -> Callable[[Method, str], Fitted | None]:
+    """What a method learns on a tiny model; None where it learns nothing."""
+
+    def fitted(method: Method, name: str) -> Fitted | None:
+        return method.fit(_moments(name), _model(name)) if method.learns else None
+
+    return fitted
+
+
+@pytest.fixture(scope="session")
+def tokens() -> Callable[..., torch.Tensor]:
+    """Seeded random tokens (batch, tokens)."""
+    return random_tokens

@@ -1,0 +1,100 @@
+"""What every cache promises to other people's loops: beams, cropping, reordering, dense views."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import kvgauge
+from kvgauge.models.facts import model_facts
+
+CONTEXT = 64
+METHODS = kvgauge.list_methods()
+
+
+def filled(name, tiny, fit, ids):
+    model = tiny("tiny/llama")
+    method = kvgauge.build_method(name).lossless(model_facts(model))
+    cache = method.new_cache(model, fit(method, "tiny/llama"))
+    cache.expect(ids.shape[1])
+    with torch.no_grad():
+        model(ids, past_key_values=cache)
+        cache.compress()
+    return model, cache
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_reordering_follows_the_beams(name, tiny, fit, tokens):
+    ids, step = tokens(2, CONTEXT, seed=2), tokens(2, 1, seed=3)
+    model, cache = filled(name, tiny, fit, ids)
+    swap = torch.tensor([1, 0])
+    try:
+        cache.reorder_cache(swap)
+    except kvgauge.UserError as refusal:
+        assert "\n" not in str(refusal)
+        return
+    with torch.no_grad():
+        actual = model(step, past_key_values=cache).logits
+        expected = model(torch.cat([ids[swap], step], dim=1)).logits[:, -1:]
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_cropping_decoded_tokens_or_one_line(name, tiny, fit, tokens):
+    ids, wrong, step = tokens(1, CONTEXT, seed=2), tokens(1, 5, seed=3), tokens(1, 2, seed=4)
+    model, cache = filled(name, tiny, fit, ids)
+    with torch.no_grad():
+        model(wrong, past_key_values=cache)
+        try:
+            cache.crop(-5)
+        except kvgauge.UserError as refusal:
+            assert "\n" not in str(refusal)
+            return
+        assert cache.get_seq_length() == CONTEXT
+        actual = model(step, past_key_values=cache).logits
+        expected = model(torch.cat([ids, step], dim=1)).logits[:, -2:]
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_beam_search_works_or_says_so(name, tiny, fit, tokens):
+    model = tiny("tiny/llama")
+    method = kvgauge.build_method(name).lossless(model_facts(model))
+    ids = tokens(1, 24, seed=8)
+    settings = {"num_beams": 3, "max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    settings["attention_mask"] = torch.ones_like(ids)
+    expected = model.generate(ids, **settings)
+    try:
+        cache = method.new_cache(model, fit(method, "tiny/llama"), context_length=24)
+        actual = model.generate(ids, past_key_values=cache, **settings)
+    except kvgauge.UserError as refusal:
+        assert "\n" not in str(refusal)
+        return
+    assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_dense_is_what_the_model_saw_or_one_line(name, tiny, fit, tokens):
+    ids = tokens(1, CONTEXT, seed=2)
+    _, cache = filled(name, tiny, fit, ids)
+    _, exact = filled("full", tiny, fit, ids)
+    for layer in range(len(cache)):
+        try:
+            keys, values = cache.dense(layer)
+        except kvgauge.UserError as refusal:
+            assert "\n" not in str(refusal)
+            return
+        torch.testing.assert_close(keys, exact.dense(layer)[0], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(values, exact.dense(layer)[1], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_second_compress_and_a_reset(name, tiny, fit, tokens):
+    ids = tokens(1, CONTEXT, seed=2)
+    _, cache = filled(name, tiny, fit, ids)
+    before = cache.nbytes()
+    cache.compress()
+    assert cache.nbytes() == before
+    cache.reset()
+    assert cache.get_seq_length() == 0
+    assert not cache.compressed

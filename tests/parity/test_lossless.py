@@ -1,0 +1,120 @@
+"""The parity gate: at full rank or full size every method gives the uncompressed model's logits, on every architecture."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import kvgauge
+from kvgauge import configuration
+from kvgauge.models.facts import model_facts
+
+ARCHITECTURES = [name for name in configuration.names("model") if name.startswith("tiny/")]
+CONTEXT, QUESTION = 96, 11
+
+
+def lossless(name, model_name, tiny, fit):
+    method = kvgauge.build_method(name).lossless(model_facts(tiny(model_name)))
+    assert method is not None, f"{name} has no lossless setting"
+    return method, fit(method, model_name)
+
+
+def new_cache(method, fitted, model, context_length=None):
+    cache = method.new_cache(model, fitted, context_length=context_length)
+    cache.expect(CONTEXT)
+    return cache
+
+
+def supported(name, model_name, tiny, fit):
+    """Methods may refuse an architecture, in one line."""
+    try:
+        method, fitted = lossless(name, model_name, tiny, fit)
+        method.new_cache(tiny(model_name), fitted)
+    except kvgauge.UserError as refusal:
+        assert "\n" not in str(refusal)
+        assert model_facts(tiny(model_name)).latent is not None, f"{name} refuses {model_name}: {refusal}"
+        return None
+    return method, fitted
+
+
+def relative(actual, expected):
+    return float((actual - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("model_name", ARCHITECTURES)
+@pytest.mark.parametrize("name", kvgauge.list_methods())
+def test_logits_of_the_uncompressed_model(name, model_name, tiny, fit, tokens):
+    known = supported(name, model_name, tiny, fit)
+    if known is None:
+        return
+    method, fitted = known
+    model = tiny(model_name)
+    ids = tokens(2, CONTEXT + QUESTION, seed=3)
+    with torch.no_grad():
+        expected = model(ids).logits[:, CONTEXT:]
+        cache = new_cache(method, fitted, model)
+        for part in ids[:, :CONTEXT].split(40, dim=1):  # a chunked prefill
+            model(part, past_key_values=cache)
+        cache.compress()
+        asked = model(ids[:, CONTEXT:-1], past_key_values=cache).logits
+        decoded = model(ids[:, -1:], past_key_values=cache).logits
+    assert relative(torch.cat([asked, decoded], dim=1), expected) < 1e-4
+    assert cache.get_seq_length() == CONTEXT + QUESTION
+    assert cache.compressed
+
+
+@pytest.mark.parametrize("model_name", ["tiny/llama", "tiny/qwen3"])
+@pytest.mark.parametrize("name", kvgauge.list_methods())
+def test_left_padding_changes_nothing(name, model_name, tiny, fit, tokens):
+    method = kvgauge.build_method(name)
+    method = method if name == "full" else kvgauge.build_method(name, budget=0.8)
+    model, fitted = tiny(model_name), fit(method, model_name)
+    long, short = tokens(1, CONTEXT, seed=4), tokens(1, CONTEXT - 17, seed=5)
+    question = tokens(1, QUESTION, seed=6)
+
+    def alone(context):
+        cache = method.new_cache(model, fitted)
+        cache.expect(context.shape[1])
+        model(context, past_key_values=cache)
+        cache.compress()
+        return model(question, past_key_values=cache).logits[0]
+
+    padding = torch.zeros(1, 17, dtype=torch.long)
+    batch = torch.cat([long, torch.cat([padding, short], dim=1)])
+    mask = torch.ones(2, CONTEXT, dtype=torch.long)
+    mask[1, :17] = 0
+    with torch.no_grad():
+        expected = torch.stack([alone(long), alone(short)])
+        cache = method.new_cache(model, fitted)
+        cache.expect(CONTEXT)
+        positions = (mask.cumsum(1) - 1).clamp_min(0)
+        model(batch, attention_mask=mask, position_ids=positions, past_key_values=cache)
+        cache.compress()
+        longer = torch.cat([mask, torch.ones(2, QUESTION, dtype=torch.long)], dim=1)
+        positions = (longer.cumsum(1) - 1)[:, -QUESTION:]
+        actual = model(
+            question.expand(2, -1), attention_mask=longer, position_ids=positions, past_key_values=cache
+        ).logits
+    if per_row_budget(name):
+        assert relative(actual, expected) < 1e-4
+    else:  # a budget of the batch's length buys the shorter row a little more
+        assert relative(actual[0], expected[0]) < 1e-4
+
+
+def per_row_budget(name):
+    """Methods whose sizes do not depend on the length of the context give every row what it gets alone."""
+    return name in ("full", "ksvd", "eigen", "kqsvd")
+
+
+@pytest.mark.parametrize("name", kvgauge.list_methods())
+def test_generate_with_a_cache_that_compresses_by_itself(name, tiny, fit, tokens):
+    method, fitted = lossless(name, "tiny/llama", tiny, fit)
+    model = tiny("tiny/llama")
+    ids = tokens(1, CONTEXT, seed=7)
+    settings = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
+    expected = model.generate(ids, **settings)
+    cache = new_cache(method, fitted, model, context_length=CONTEXT)
+    actual = model.generate(ids, past_key_values=cache, **settings)
+    assert cache.compressed
+    assert cache.compressed_tokens == CONTEXT
+    assert torch.equal(actual, expected)
