@@ -29,7 +29,7 @@ def supported(name, model_name, tiny, fit):
     """Methods may refuse an architecture, in one line."""
     try:
         method, fitted = lossless(name, model_name, tiny, fit)
-        method.new_cache(tiny(model_name), fitted)
+        tiny(model_name)(torch.tensor([[5, 6]]), past_key_values=method.new_cache(tiny(model_name), fitted))
     except kvgauge.UserError as refusal:
         assert "\n" not in str(refusal)
         assert model_facts(tiny(model_name)).latent is not None, f"{name} refuses {model_name}: {refusal}"
