@@ -117,9 +117,13 @@ class LayerCache(CacheLayerMixin):
         if self.compressed:
             output = self.attend_compressed(query, attention_mask, scaling)
         else:
-            output = exact_attention(query, self.exact_keys.view(), self.exact_values.view(), attention_mask, scaling)
+            output = self.attend_exact(query, attention_mask, scaling)
         self.cache.layer_done(self.index)
         return output
+
+    def attend_exact(self, query: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
+        """The attention output before compression; arguments and result as in `Attendable.attend`."""
+        return exact_attention(query, self.exact_keys.view(), self.exact_values.view(), attention_mask, scaling)
 
     def compress(self) -> None:
         """Replace the exact keys and values by what the method stores; a second call does nothing."""

@@ -64,17 +64,10 @@ class CrossLayerGroup:
         if len(self._waiting) < len(self.members):
             return
         waiting, self._waiting = self._waiting, []
-        batch, heads, tokens, head_dim = keys.shape
-        lengths = [tokens] * batch if valid is None else valid[:, :tokens].sum(dim=1).tolist()
-        most = len(waiting) * heads * head_dim
-        pairs = [self.ranks(length) for length in lengths]
-        limits = [max(1, min(length, most)) for length in lengths]
-        for subspace, part, rows_of in ((self.keys, 0, self.key_rows), (self.values, 1, self.value_rows)):
-            rows = [rows_of(pair[part]) for pair in waiting]
-            if valid is not None:
-                rows = [row * valid[:, :tokens, None].to(row.dtype) for row in rows]
-            ranks = [min(pair[part], limit) for pair, limit in zip(pairs, limits, strict=True)]
-            subspace.fit(rows, ranks, self.settings.svd)
+        key_rows = [self.key_rows(layer_keys) for layer_keys, _ in waiting]
+        value_rows = [self.value_rows(layer_values) for _, layer_values in waiting]
+        self.keys.fit(key_rows, valid, lambda length: self.ranks(length)[0], self.settings.svd)
+        self.values.fit(value_rows, valid, lambda length: self.ranks(length)[1], self.settings.svd)
 
     def key_rows(self, keys: Tensor, start: int = 0) -> Tensor:
         """Keys (batch, heads, tokens, head_dim), the first at column `start`, as stored features (batch, tokens, F)."""

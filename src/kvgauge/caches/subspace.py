@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -87,16 +87,26 @@ class SharedSubspace:
         self.basis = GrowingBuffer()
         self.factors = [GrowingBuffer() for _ in range(layers)]
 
-    def fit(self, rows: Sequence[Tensor], ranks: Sequence[int], svd: TruncatedSVD) -> None:
+    def fit(
+        self, rows: Sequence[Tensor], valid: Tensor | None, rank_of: Callable[[int], int], svd: TruncatedSVD
+    ) -> None:
         """Find the subspace of the concatenated layers, one sequence at a time.
 
         Args:
-            rows: one tensor per layer, (batch, tokens, features), zero on padding.
-            ranks: one per sequence; a smaller one leaves the remaining columns zero.
+            rows: one tensor per layer, (batch, tokens, features).
+            valid: (batch, tokens or more), False on padding, which becomes zero and has no part in the subspace.
+            rank_of: the rank for a sequence of a number of tokens, clipped here to its tokens and features. A rank
+                below that of another sequence leaves columns of zeros.
             svd: how.
         """
         batch, tokens, _ = rows[0].shape
         features = [part.shape[-1] for part in rows]
+        lengths = [tokens] * batch
+        if valid is not None:
+            seen = valid[:, :tokens]
+            lengths = seen.sum(dim=1).tolist()
+            rows = [part * seen.unsqueeze(-1).to(part.dtype) for part in rows]
+        ranks = [max(1, min(rank_of(length), length, sum(features))) for length in lengths]
         dtype, rank = rows[0].dtype, max(ranks)
         basis = rows[0].new_zeros(batch, tokens, rank)
         factor = rows[0].new_zeros(batch, sum(features), rank)

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from kvgauge.caches.base import KVCache
 from kvgauge.caches.exact import ExactLayer
+from kvgauge.caches.mla import ExactLatentLayer
 from kvgauge.errors import UserError
 from kvgauge.methods.base import Method
 from kvgauge.methods.fitted import Fitted
@@ -38,5 +39,6 @@ class Full(Method):
     def new_cache(
         self, model: PreTrainedModel, fitted: Fitted | None = None, *, context_length: int | None = None
     ) -> KVCache:
-        layers = [ExactLayer(self.reserve) for _ in range(model_facts(model).num_layers)]
-        return KVCache(layers, context_length=context_length)
+        facts = model_facts(model)
+        kind = ExactLayer if facts.latent is None else ExactLatentLayer
+        return KVCache([kind(self.reserve) for _ in range(facts.num_layers)], context_length=context_length)

@@ -32,8 +32,8 @@ class MiniCache(Method):
     Attributes:
         start_layer: first layer of the first pair; None is the middle of the model. An odd last layer stays exact.
         interpolation: t of the spherical interpolation; 0.5 in the xKV paper's comparison.
-        gamma: tokens at a distance of at least ``d_min + γ (d_max − d_min)`` stay exact: 0 keeps all, near 1 few. A budget
-            decides instead: it keeps as many of the most distant tokens as it pays for.
+        gamma: tokens at a distance of at least ``d_min + γ (d_max − d_min)`` stay exact: 0 keeps all, near 1 few.
+            A budget decides instead: it keeps as many of the most distant tokens as it pays for.
 
     Raises:
         UserError: values out of range.
@@ -51,7 +51,7 @@ class MiniCache(Method):
                 raise UserError(f"{label} {getattr(self, label):g} of {self.name} is outside [0, 1]")
 
     def lossless(self, facts: ModelFacts) -> MiniCache:
-        return replace(self, budget=None, gamma=0.0)
+        return None if facts.latent is not None else replace(self, budget=None, gamma=0.0)
 
     def pairs(self, num_layers: int) -> list[int]:
         """The first layer of every pair.
@@ -90,6 +90,10 @@ class MiniCache(Method):
     ) -> KVCache:
         check_uniform(self.name, model)
         facts = model_facts(model)
+        if facts.latent is not None:
+            raise UserError(
+                f"{self.name} merges keys and values per head, and this model caches latents (MLA): use full or xkv"
+            )
         if self.budget is not None:
             self.retained(facts, facts.max_positions)  # refuses what cannot work before any work is done
         count = None if self.budget is None else lambda tokens: self.retained(facts, tokens)

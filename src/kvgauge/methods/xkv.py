@@ -5,20 +5,23 @@ Single SVD, the paper's within-layer baseline, is the same with ``group_size: 1`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from transformers import PreTrainedModel
 
 from kvgauge.caches.base import KVCache, LayerCache
 from kvgauge.caches.cross_layer import CrossLayerGroup, CrossLayerSettings
+from kvgauge.caches.cross_layer_mla import CrossLayerLatentGroup
 from kvgauge.caches.exact import ExactLayer
+from kvgauge.caches.mla import ExactLatentLayer
 from kvgauge.caches.rotation import BLOCK, PlaneRotation
 from kvgauge.caches.selection import ChunkSelection
 from kvgauge.caches.subspace import TruncatedSVD
 from kvgauge.errors import UserError, unknown
 from kvgauge.methods.base import Method
-from kvgauge.methods.cross_layer_ranks import budget_group_ranks
+from kvgauge.methods.cross_layer_ranks import group_ranks, split
 from kvgauge.methods.fitted import Fitted
 from kvgauge.methods.uniform import check_uniform, layer_range
 from kvgauge.models.facts import ModelFacts, model_facts
@@ -29,13 +32,17 @@ from kvgauge.models.frequencies import rotary_frequencies
 class XKV(Method):
     """Truncated SVD of the concatenated caches of `group_size` layers, per prompt, at the end of the prefill.
 
+    Models with multi-head latent attention (MLA) have one subspace per group, of their latents, which are keys and
+    values at once and carry no rotation; the rotary keys stay exact. `rank` is the rank of the latents there.
+
     Explicit ranks come before the budget. A rank is clipped to the tokens of the prompt, and to the features of a last
     group that is smaller than the others; a very short prompt is then stored exactly, but in more bytes than
     the budget allows (every group keeps at least rank 1).
 
     Attributes:
         group_size: G, layers that share a subspace; the last group may be smaller.
-        rank_k, rank_v: ranks of the keys and of the values of a group.
+        rank: rank of the keys and of the values of a group, or of its latents.
+        rank_k, rank_v: ranks of the keys and of the values of a group, instead of `rank`.
         key_share: part of the ranks that a budget gives to the keys; 0.4 is the paper's 512 : 768.
         rope: ``pre`` works on keys before the rotation, as the paper: they are rebuilt and rotated at every step;
             ``post`` on keys as they are cached: nothing is rebuilt, and more rank is needed.
@@ -53,6 +60,7 @@ class XKV(Method):
 
     name: str = "xkv"
     group_size: int = 4
+    rank: int | None = None
     rank_k: int | None = None
     rank_v: int | None = None
     key_share: float = 0.4
@@ -70,9 +78,11 @@ class XKV(Method):
             raise UserError(f"group_size {self.group_size} of {self.name} is below 1: a group has at least one layer")
         if (self.rank_k is None) != (self.rank_v is None):
             raise UserError(f"{self.name} has one of rank_k and rank_v: give both, or a budget")
-        if self.rank_k is None and self.budget is None:
-            raise UserError(f"{self.name} needs a budget, or rank_k and rank_v")
-        for label in ("rank_k", "rank_v", "fold_every"):
+        if self.rank is not None and self.rank_k is not None:
+            raise UserError(f"{self.name} has rank beside rank_k and rank_v: give one or the other")
+        if self.rank is None and self.rank_k is None and self.budget is None:
+            raise UserError(f"{self.name} needs a budget, a rank, or rank_k and rank_v")
+        for label in ("rank", "rank_k", "rank_v", "fold_every"):
             value = getattr(self, label)
             if value is not None and value < 1:
                 raise UserError(f"{label} {value} of {self.name} is below 1")
@@ -86,8 +96,9 @@ class XKV(Method):
 
     @property
     def label(self) -> str:
-        ranks = None if self.rank_k is None else f"{self.name}@r{self.rank_k},{self.rank_v}"
-        return super().label if ranks is None else ranks
+        if self.rank is not None:
+            return f"{self.name}@r{self.rank}"
+        return super().label if self.rank_k is None else f"{self.name}@r{self.rank_k},{self.rank_v}"
 
     def selection(self) -> ChunkSelection | None:
         """`sr`, validated.
@@ -112,7 +123,7 @@ class XKV(Method):
 
     def lossless(self, facts: ModelFacts) -> XKV:
         features = self.group_size * facts.num_key_value_heads * facts.head_dim
-        return replace(self, rank_k=features, rank_v=features, sr=None)
+        return replace(self, rank=features, rank_k=None, rank_v=None, sr=None, fold_every=None, svd="exact")
 
     # -- ranks ---------------------------------------------------------------------------------------------------
 
@@ -130,34 +141,49 @@ class XKV(Method):
         return [layers[start : start + self.group_size] for start in range(0, len(layers), self.group_size)]
 
     def ranks(self, facts: ModelFacts, tokens: int) -> list[tuple[int, int]]:
-        """(rank_k, rank_v) of every group for a context of `tokens` tokens.
+        """(rank_k, rank_v) of every group for a context of `tokens` tokens; the same rank twice with MLA's latents.
 
         Raises:
             UserError: the exact layers alone exceed the budget, or a rank exceeds the features of a group.
         """
         groups = self.groups(facts.num_layers)
         width = facts.num_key_value_heads * facts.head_dim
-        if self.rank_k is not None and self.rank_v is not None:
+        if facts.latent is not None and self.rank_k is not None:
+            raise UserError(f"rank_k and rank_v of {self.name}: this model has one latent (MLA), give rank instead")
+        given = (self.rank, self.rank) if self.rank_k is None or self.rank_v is None else (self.rank_k, self.rank_v)
+        if given[0] is not None and given[1] is not None:
             most = self.group_size * width
-            for label, rank in (("rank_k", self.rank_k), ("rank_v", self.rank_v)):
-                if rank > most:
-                    raise UserError(f"{label} {rank} of {self.name} is above the {most} features of a group")
-            return [(self.rank_k, self.rank_v)] * len(groups)
+            if max(given[0], given[1]) > most:
+                raise UserError(
+                    f"rank {max(given[0], given[1])} of {self.name} is above the {most} features of {self.group_size} "
+                    f"layers: give a rank from 1 to {most}"
+                )
+            return [(given[0], given[1])] * len(groups)
+        numbers = self._affordable(facts, tokens)
+        features = [len(group) * width for group in groups]
+        if facts.latent is not None:
+            return [(rank, rank) for rank in group_ranks(numbers, tokens, features)]
+        limits = [max(1, min(tokens, size)) for size in features]
+        totals = group_ranks(numbers, tokens, features, subspaces=2)
+        return [split(total, limit, self.key_share) for total, limit in zip(totals, limits, strict=True)]
+
+    def _affordable(self, facts: ModelFacts, tokens: int) -> float:
+        """Numbers of all bases and factors together that the budget pays for, after what is exact or a landmark."""
         assert self.budget is not None
-        compressed = sum(len(group) for group in groups)
-        exact = facts.num_layers - compressed
-        shares = 2 * (self.budget * facts.num_layers - exact)
-        if shares <= 0:
-            raise UserError(
-                f"budget {self.budget:g} of {self.name} does not pay for {exact} exact layers of {facts.num_layers}: "
-                f"compress more layers or raise the budget"
-            )
-        numbers = shares * tokens * width
+        compressed = sum(len(group) for group in self.groups(facts.num_layers))
+        exact = (facts.num_layers - compressed) * facts.cached_width
+        if facts.latent is not None:
+            exact += compressed * facts.latent.qk_rope_head_dim
+        numbers = (self.budget * facts.num_layers * facts.cached_width - exact) * tokens
         selection = self.selection()
         if selection is not None:
-            numbers -= selection.count(tokens) * width * compressed
-        features = [len(group) * width for group in groups]
-        return budget_group_ranks(numbers, tokens, features, self.key_share)
+            numbers -= selection.count(tokens) * facts.num_key_value_heads * facts.head_dim * compressed
+        if numbers <= 0:
+            raise UserError(
+                f"budget {self.budget:g} of {self.name} does not pay for what stays exact (layers outside "
+                f"start_layer … end_layer, rotary keys of MLA) and for landmarks: compress more or raise the budget"
+            )
+        return numbers
 
     # -- the cache -----------------------------------------------------------------------------------------------
 
@@ -167,14 +193,37 @@ class XKV(Method):
         check_uniform(self.name, model)
         facts = model_facts(model)
         self.ranks(facts, facts.max_positions)  # refuses what cannot work before any work is done
+        latent = facts.latent is not None
+        layers: list[LayerCache] = [ExactLatentLayer() if latent else ExactLayer() for _ in range(facts.num_layers)]
+        members = self._latent_members(facts) if latent else self._members(facts, model)
+        for group, joined in zip(self.groups(facts.num_layers), members, strict=True):
+            layers[group.start : group.stop] = joined
+        return KVCache(layers, context_length=context_length)
+
+    def _members(self, facts: ModelFacts, model: PreTrainedModel) -> Iterator[Sequence[LayerCache]]:
         settings = CrossLayerSettings(
             rotation=PlaneRotation(rotary_frequencies(model)) if self.rope == "pre" else None,
             fold_every=self.fold_every,
             selection=self.selection(),
-            svd=TruncatedSVD(randomized=self.svd == "randomized", seed=self.seed),
+            svd=self.truncated_svd(),
         )
-        layers: list[LayerCache] = [ExactLayer() for _ in range(facts.num_layers)]
         for index, group in enumerate(self.groups(facts.num_layers)):
-            joined = CrossLayerGroup(len(group), lambda tokens, index=index: self.ranks(facts, tokens)[index], settings)  # type: ignore[misc]
-            layers[group.start : group.stop] = joined.members
-        return KVCache(layers, context_length=context_length)
+            ranks = partial(self._group_ranks, facts, index)
+            yield CrossLayerGroup(len(group), ranks, settings).members
+
+    def _latent_members(self, facts: ModelFacts) -> Iterator[Sequence[LayerCache]]:
+        if self.sr is not None:
+            raise UserError(f"sr of {self.name} saves rebuilding keys, and with latents (MLA) none are: leave it out")
+        for index, group in enumerate(self.groups(facts.num_layers)):
+            rank = partial(self._latent_rank, facts, index)
+            yield CrossLayerLatentGroup(len(group), rank, self.truncated_svd(), self.fold_every).members
+
+    def truncated_svd(self) -> TruncatedSVD:
+        """How the subspaces are found."""
+        return TruncatedSVD(randomized=self.svd == "randomized", seed=self.seed)
+
+    def _group_ranks(self, facts: ModelFacts, group: int, tokens: int) -> tuple[int, int]:
+        return self.ranks(facts, tokens)[group]
+
+    def _latent_rank(self, facts: ModelFacts, group: int, tokens: int) -> int:
+        return self.ranks(facts, tokens)[group][0]

@@ -14,8 +14,27 @@ from kvgauge.errors import UserError
 
 
 @dataclass(frozen=True)
+class LatentFacts:
+    """Shapes of multi-head latent attention (MLA).
+
+    Attributes:
+        kv_lora_rank: dimension of the latent that all heads share.
+        qk_rope_head_dim: dimension of the rotary key that all heads share.
+        qk_nope_head_dim, v_head_dim: dimensions per head of what a latent expands to.
+    """
+
+    kv_lora_rank: int
+    qk_rope_head_dim: int
+    qk_nope_head_dim: int
+    v_head_dim: int
+
+
+@dataclass(frozen=True)
 class ModelFacts:
     """Shapes of a model's attention, one value for all layers.
+
+    With multi-head latent attention the cache holds one latent and one rotary key per token, whatever the number of
+    heads: `num_key_value_heads` is 1 and `head_dim` is the dimension of the latent there.
 
     Attributes:
         num_layers: decoder layers.
@@ -25,6 +44,7 @@ class ModelFacts:
         hidden_size: D.
         max_positions: longest context the positions were made for.
         dtype: of the weights, and so of the cache.
+        latent: shapes of MLA; None for models that cache keys and values per head.
     """
 
     num_layers: int
@@ -34,6 +54,14 @@ class ModelFacts:
     hidden_size: int
     max_positions: int
     dtype: torch.dtype
+    latent: LatentFacts | None = None
+
+    @property
+    def cached_width(self) -> int:
+        """Numbers that the uncompressed cache holds per token and layer."""
+        if self.latent is not None:
+            return self.latent.kv_lora_rank + self.latent.qk_rope_head_dim
+        return 2 * self.num_key_value_heads * self.head_dim
 
     @property
     def num_key_value_groups(self) -> int:
@@ -41,23 +69,38 @@ class ModelFacts:
         return self.num_attention_heads // self.num_key_value_heads
 
     def full_nbytes(self, tokens: int) -> int:
-        """Bytes of the uncompressed keys and values of `tokens` tokens of one sequence."""
-        per_token = 2 * self.num_layers * self.num_key_value_heads * self.head_dim * self.dtype.itemsize
-        return per_token * tokens
+        """Bytes of the uncompressed cache of `tokens` tokens of one sequence: keys and values, or MLA's latents."""
+        return self.num_layers * self.cached_width * self.dtype.itemsize * tokens
+
+    def expanded_nbytes(self, tokens: int) -> int:
+        """Bytes of the keys and values of all heads of `tokens` tokens: what MLA's latents stand for.
+
+        For models without MLA the same as `full_nbytes`.
+        """
+        if self.latent is None:
+            return self.full_nbytes(tokens)
+        per_head = self.latent.qk_nope_head_dim + self.latent.qk_rope_head_dim + self.latent.v_head_dim
+        return self.num_layers * self.num_attention_heads * per_head * self.dtype.itemsize * tokens
 
 
 def model_facts(model: PreTrainedModel) -> ModelFacts:
     """The `ModelFacts` of a transformers decoder."""
     config = model.config.get_text_config()
     heads = config.num_attention_heads
+    latent = None
+    if getattr(config, "kv_lora_rank", None):
+        latent = LatentFacts(config.kv_lora_rank, config.qk_rope_head_dim, config.qk_nope_head_dim, config.v_head_dim)
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     return ModelFacts(
         num_layers=config.num_hidden_layers,
         num_attention_heads=heads,
-        num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        num_key_value_heads=kv_heads if latent is None else 1,
+        head_dim=head_dim if latent is None else latent.kv_lora_rank,
         hidden_size=config.hidden_size,
         max_positions=config.max_position_embeddings,
         dtype=model.dtype,
+        latent=latent,
     )
 
 

@@ -12,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 import kvgauge.caches.attention as attention
 from kvgauge import configuration
 from kvgauge.errors import UserError, unknown
+from kvgauge.models import mla
 from kvgauge.models.gguf import dense_checkpoint
 from kvgauge.models.spec import ModelSpec
 from kvgauge.models.tiny import byte_tokenizer, random_model
@@ -75,6 +76,7 @@ def load_model(
         model = model.to(spec.torch_device)
     model.eval().requires_grad_(False)
     attention.install(model)
+    mla.install(model)
     return model, load_tokenizer(spec)
 
 
