@@ -15,37 +15,53 @@ class GrowingBuffer:
 
     Args:
         step: tokens of capacity added when the storage is full.
+        dimension_major: keep the tokens of one dimension side by side in memory, instead of the dimensions of one
+            token. What goes in and comes out has the same shapes. Products of a few queries with many tokens then run
+            along contiguous tokens: on a CPU they come much closer to the memory's bandwidth.
     """
 
-    def __init__(self, step: int = GROWTH_STEP) -> None:
+    def __init__(self, step: int = GROWTH_STEP, *, dimension_major: bool = False) -> None:
         self.step = step
+        self.dimension_major = dimension_major
         self.length = 0
-        self._storage: Tensor | None = None
+        self._storage: Tensor | None = None  # (…, capacity, dimension), the last two swapped if dimension_major
 
     def append(self, rows: Tensor) -> None:
         """Add rows (…, new tokens, dimension)."""
         new = rows.shape[-2]
         if self._storage is None:
-            self._storage = rows.new_empty(*rows.shape[:-2], max(new, self.step), rows.shape[-1])
-        elif self.length + new > self._storage.shape[-2]:
+            self._storage = self._empty(rows, max(new, self.step))
+        elif self.length + new > self._capacity:
             self._resize(self.length + max(new, self.step))
-        self._storage[..., self.length : self.length + new, :] = rows
+        self._slots(self.length, self.length + new).copy_(rows)
         self.length += new
 
     def set(self, rows: Tensor) -> None:
         """Replace the content by `rows`, with no spare capacity and no storage shared with anything larger."""
-        self._storage = rows.contiguous() if rows._base is None else rows.clone(memory_format=torch.contiguous_format)
+        if rows._base is None and not self.dimension_major:
+            self._storage = rows.contiguous()
+        else:
+            self._storage = self._swapped(rows).clone(memory_format=torch.contiguous_format)
         self.length = rows.shape[-2]
+
+    def take(self, stored: Tensor) -> None:
+        """Replace the content by a tensor in the layout of the storage, which the caller gives up: nothing is copied.
+
+        Args:
+            stored: contiguous, (…, tokens, dimension), or (…, dimension, tokens) if dimension_major.
+        """
+        self._storage = stored
+        self.length = stored.shape[-1 if self.dimension_major else -2]
 
     def share(self, rows: Tensor) -> None:
         """Hold `rows` without copying them; an append copies first."""
-        self._storage, self.length = rows, rows.shape[-2]
+        self._storage, self.length = self._swapped(rows), rows.shape[-2]
 
     def reserve(self, tokens: int) -> None:
         """Capacity for `tokens` tokens in all, at the next append at the latest."""
         if self._storage is None:
             self.step = max(self.step, tokens)
-        elif tokens > self._storage.shape[-2]:
+        elif tokens > self._capacity:
             self._resize(tokens)
 
     def view(self) -> Tensor:
@@ -56,7 +72,7 @@ class GrowingBuffer:
         """
         if self._storage is None:
             raise RuntimeError("the buffer is empty: append before reading")
-        return self._storage[..., : self.length, :]
+        return self._slots(0, self.length)
 
     def __len__(self) -> int:
         return self.length
@@ -73,8 +89,7 @@ class GrowingBuffer:
         """Remove the first `tokens` rows and return a copy of them."""
         gone = self.view()[..., :tokens, :].clone()
         kept = self.view()[..., tokens:, :].clone()
-        assert self._storage is not None
-        self._storage[..., : kept.shape[-2], :] = kept
+        self._slots(0, kept.shape[-2]).copy_(kept)
         self.length -= tokens
         return gone
 
@@ -87,8 +102,27 @@ class GrowingBuffer:
         """Free the storage."""
         self._storage, self.length = None, 0
 
-    def _resize(self, capacity: int) -> None:
+    @property
+    def _capacity(self) -> int:
         assert self._storage is not None
-        grown = self._storage.new_empty(*self._storage.shape[:-2], capacity, self._storage.shape[-1])
-        grown[..., : self.length, :] = self._storage[..., : self.length, :]
-        self._storage = grown
+        return self._storage.shape[-1 if self.dimension_major else -2]
+
+    def _slots(self, start: int, stop: int) -> Tensor:
+        """The rows from `start` to `stop`, written or not, as a view (…, stop − start, dimension)."""
+        assert self._storage is not None
+        if self.dimension_major:
+            return self._storage[..., start:stop].mT
+        return self._storage[..., start:stop, :]
+
+    def _swapped(self, rows: Tensor) -> Tensor:
+        """Rows in the layout of the storage, and back."""
+        return rows.mT if self.dimension_major else rows
+
+    def _empty(self, rows: Tensor, capacity: int) -> Tensor:
+        *outer, _, dimension = rows.shape
+        return rows.new_empty(*outer, *((dimension, capacity) if self.dimension_major else (capacity, dimension)))
+
+    def _resize(self, capacity: int) -> None:
+        kept = self.view()
+        self._storage = self._empty(kept, capacity)
+        self._slots(0, self.length).copy_(kept)

@@ -72,7 +72,8 @@ class LatentLayer(LayerCache):
         self.source = projections
         self.projections: HeadProjections | None = None
         self.sinks, self.window = sinks, window
-        self.latent_keys, self.latent_values = GrowingBuffer(), GrowingBuffer()
+        self.latent_keys = GrowingBuffer(dimension_major=True)
+        self.latent_values = GrowingBuffer(dimension_major=True)
         self.sink_keys, self.sink_values = GrowingBuffer(step=1), GrowingBuffer(step=1)
         self.recent_keys, self.recent_values = GrowingBuffer(), GrowingBuffer()
         self.sink_columns: Tensor | None = None  # (batch, sinks): where each row's sinks stand, if rows are padded
@@ -96,8 +97,9 @@ class LatentLayer(LayerCache):
         elif sinks:
             self.sink_keys.set(keys[:, :, :sinks])
             self.sink_values.set(values[:, :, :sinks])
-        self.latent_keys.set(keys[:, :, sinks:split] @ self.projections.A)
-        self.latent_values.set(values[:, :, sinks:split] @ self.projections.A_v)
+        # Aᵀ Kᵀ is the product in the layout of the buffers: no copy is needed to turn it.
+        self.latent_keys.take(self.projections.A.mT @ keys[:, :, sinks:split].mT)
+        self.latent_values.take(self.projections.A_v.mT @ values[:, :, sinks:split].mT)
         if self.window:
             self.recent_keys.set(keys[:, :, split:])
             self.recent_values.set(values[:, :, split:])

@@ -190,6 +190,12 @@ class Timings:
     fixed_nbytes: int = 0
     live_nbytes: int = 0
 
+    def firsts(self) -> list[float]:
+        """Seconds to the first token, a round each: prefill and compression; empty where the prefill was synthetic."""
+        if not self.prefill:
+            return []
+        return [first + second for first, second in zip(self.prefill, self.compress, strict=True)]
+
     def tpot(self, index: int) -> float:
         """Median seconds of a decode step in one round."""
         return statistics.median(self.steps[index])
@@ -265,10 +271,10 @@ def _time_once(
     else:
         fill(model, cache, source)
         token = ids[:, -1:]
+    start = _now(model)
     if one.compresses and isinstance(cache, KVCache):
-        start = _now(model)
         cache.compress()
-        times.compress.append(_now(model) - start)
+    times.compress.append(_now(model) - start if one.compresses else 0.0)
     times.nbytes = cache_nbytes(cache)
     times.fixed_nbytes = cache.fixed_nbytes() if isinstance(cache, KVCache) else 0
     steps = []
@@ -342,7 +348,7 @@ def _row(
     rounds = range(len(times.steps))
     steps = [seconds for steps in times.steps for seconds in steps]
     median = statistics.median(steps)
-    firsts = [sum(pair) for pair in zip(times.prefill, times.compress or [0.0] * len(times.prefill), strict=True)]
+    firsts = times.firsts()
     read = times.live_nbytes + times.fixed_nbytes
     attention = statistics.median(times.attention) if times.attention else None
     return {
@@ -366,7 +372,7 @@ def _row(
         "mbu": utilisation(weight_nbytes(model) + read, median, bandwidth),
         "tpot_over_static": statistics.median(times.tpot(index) / static.tpot(index) for index in rounds),
         "tpot_over_dynamic": statistics.median(times.tpot(index) / dynamic.tpot(index) for index in rounds),
-        "ttft_over_static": _median([first / plain for first, plain in zip(firsts, static.prefill, strict=True)]),
+        "ttft_over_static": _median([first / plain for first, plain in zip(firsts, static.firsts(), strict=True)]),
     }
 
 
