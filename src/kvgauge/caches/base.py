@@ -226,8 +226,13 @@ class KVCache(Cache):
         self.compress_layers()
         self.compress_seconds = time.perf_counter() - start
 
-    def expect(self, tokens: int) -> None:
-        """How many context tokens will come, before the first of them: streaming caches size themselves by it."""
+    def expect(self, tokens: int, padding: Sequence[int] | None = None) -> None:
+        """How many context tokens will come, before the first of them: streaming caches size themselves by it.
+
+        Args:
+            tokens: of the whole context, padding included.
+            padding: how many of them are padding in each sequence; None where nothing is padded.
+        """
 
     def drive(self, model: PreTrainedModel, ids: Tensor, mask: Tensor | None) -> Tensor | None:
         """Prefill `ids` in a loop of its own, for caches that need more of the model than forward passes.

@@ -22,9 +22,9 @@ BLOCK_BYTES = 8 * 2**20  # scores of one block of queries: small enough for the 
 HIDDEN = -1e30
 
 
-def log_cardinalities(cardinalities: Tensor) -> Tensor:
+def log_cardinalities(cardinalities: Tensor, dtype: torch.dtype) -> Tensor:
     """(batch, entries) cardinalities as an additive bias on scores; 0, an empty place, becomes `HIDDEN`."""
-    return torch.where(cardinalities > 0, cardinalities.clamp(min=1).float().log(), HIDDEN)
+    return torch.where(cardinalities > 0, cardinalities.clamp(min=1).to(dtype).log(), HIDDEN)
 
 
 def cardinality_attention(
@@ -45,7 +45,7 @@ def cardinality_attention(
     queries, entries = query.shape[2], keys.shape[2]
     if cardinalities is None:
         return exact_attention(query, keys, values, None, scaling)
-    bias = log_cardinalities(cardinalities)[:, None, None, :].to(query.dtype)
+    bias = log_cardinalities(cardinalities, query.dtype)[:, None, None, :]
     if queries > 1:
         later = torch.ones(queries, queries, dtype=torch.bool, device=query.device).triu(1)
         hidden = functional.pad(later, (entries - queries, 0))
@@ -81,7 +81,7 @@ def counted_attention(
     kv_heads, entries = keys.shape[1:3]
     groups, past = heads // kv_heads, entries - queries
     exact = torch.promote_types(query.dtype, torch.float32)
-    bias = None if cardinalities is None else log_cardinalities(cardinalities)[:, None, None, None, :].to(exact)
+    bias = None if cardinalities is None else log_cardinalities(cardinalities, exact)[:, None, None, None, :]
     sums = keys.new_zeros(batch, kv_heads, entries, dtype=exact)
     block = max(1, min(queries, block_bytes // (batch * heads * entries * exact.itemsize)))
     outputs = []

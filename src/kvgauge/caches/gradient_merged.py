@@ -46,12 +46,11 @@ class GradientMergedLayer(MergedLayer):
             super().end_windows()
 
     @torch.no_grad()
-    def take_gradient(self, gradient: Tensor, windows: int) -> None:
+    def take_gradient(self, gradient: Tensor) -> None:
         """Average the squared gradient of the pre-RoPE keys into the Fisher diagonal.
 
         Args:
             gradient: (batch, num_key_value_heads, entries, head_dim), in the keys at their positions.
-            windows: so far, this one included.
         """
         self.recorded = None
         cardinalities = self.cardinalities
@@ -60,8 +59,9 @@ class GradientMergedLayer(MergedLayer):
         # The rotation is orthogonal: a gradient turns back as a key does.
         squared = self.rotary.shift(gradient.float(), -running_positions(cardinalities)).square()
         past = self.hessian_buffer.view() if len(self.hessian_buffer) else None
-        counts = torch.full((gradient.shape[0],), windows, device=gradient.device)
-        self.hessian_buffer.set(averaged_hessian(squared, past, counts))
+        self.windows = [windows + 1 for windows in self.windows]
+        windows = torch.tensor(self.windows, device=gradient.device)
+        self.hessian_buffer.set(averaged_hessian(squared, past, windows))
 
     def _present_hessian(self, entries: Entries, merging: Tensor) -> Tensor:
         if entries.hessian is not None:
@@ -133,7 +133,11 @@ class GradientMergingCache(MergingCache):
     def __init__(self, layers: list[GradientMergedLayer], *, context_length: int | None = None) -> None:
         super().__init__(layers, context_length=context_length)
         self.recording = False
-        self.gradient_windows = 0
+
+    @property
+    def gradient_windows(self) -> int:
+        """Backward passes of the sequence that had most."""
+        return max(self.layers[0].windows, default=0)
 
     def drive(self, model: PreTrainedModel, ids: Tensor, mask: Tensor | None) -> Tensor:
         """See `KVCache.drive`. Padded sequences go one by one: each has windows of its own.
@@ -146,12 +150,14 @@ class GradientMergingCache(MergingCache):
                 f"{self.layers[0].policy.name} needs gradients and the weights are for inference only: "
                 f"load the model and call outside torch.inference_mode(), or choose kvslimmer"
             )
+        cached = self.get_seq_length()
+        mask = None if mask is None else mask[:, : cached + ids.shape[1]]
         if mask is None or bool(mask.all()):
             return self._drive_together(model, ids)
-        new = mask[:, self.get_seq_length() : self.get_seq_length() + ids.shape[1]]
+        new = mask[:, cached:]
         rows = [self._row(index, mask) for index in range(ids.shape[0])]
         logits = [row._drive_together(model, ids[index : index + 1, new[index]]) for index, row in enumerate(rows)]
-        self._join(rows, mask[:, : self.get_seq_length() + ids.shape[1]], new)
+        self._join(rows, mask, new)
         return torch.cat(logits)
 
     def _drive_together(self, model: PreTrainedModel, ids: Tensor) -> Tensor:
@@ -183,17 +189,18 @@ class GradientMergingCache(MergingCache):
                 gradients = torch.autograd.grad(losses / (ids.shape[1] - 1), keys)  # type: ignore[arg-type]
         finally:
             self.recording = False
-        self.gradient_windows += 1
         for layer, gradient in zip(self.layers, gradients, strict=True):
-            layer.take_gradient(gradient, self.gradient_windows)
+            layer.take_gradient(gradient)
             layer.end_windows()
         return logits[:, -1].detach()
 
     def _row(self, index: int, mask: Tensor) -> GradientMergingCache:
         row = GradientMergingCache([layer.row(index) for layer in self.layers])
-        row.gradient_windows = self.gradient_windows
         cached = self.get_seq_length()
-        row.expect(max(0, self.expected - int((~mask[index]).sum())))
+        padding = int((~mask[index]).sum())
+        if self.expected_padding is not None:
+            padding = max(padding, self.expected_padding[index])
+        row.expect(max(0, self.expected - padding))
         for layer in row.layers:
             layer.logical_length = int(mask[index, :cached].sum())
         return row
@@ -203,7 +210,6 @@ class GradientMergingCache(MergingCache):
         for index, layer in enumerate(self.layers):
             layer.join([row.layers[index] for row in rows])
             layer.logical_length = total
-        self.gradient_windows = max(row.gradient_windows for row in rows)
         self.valid = mask.clone()
         self.pads = (~mask).sum(dim=1).tolist()
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
@@ -213,7 +219,3 @@ class GradientMergingCache(MergingCache):
         else:
             self.positions = torch.cat([known.expand(mask.shape[0], -1), positions[:, -new.shape[1] :]], dim=1)
         self.layer_done(len(self.layers) - 1)
-
-    def reset(self) -> None:
-        super().reset()
-        self.gradient_windows = 0

@@ -78,7 +78,7 @@ class MergedLayer(LayerCache):
         self.counts: list[int] = []  # entries
         self.fresh: list[int] = []  # tokens since the row's window began
         self.lags: list[int] = []  # positions that clipping and eviction have taken away
-        self.windows: list[int] = []  # windows that ended in a merge
+        self.windows: list[int] = []  # windows whose Hessian was taken
         self.limits: list[int] | None = None  # fixed by `compress`
         self.merge_count = 0  # (sequence, kv head, new entry) merges
         self.guard_count = 0  # those of them whose weights had to be replaced
@@ -219,8 +219,10 @@ class MergedLayer(LayerCache):
             return self.limits
         cache, policy = self.owner, self.policy
         total = self.logical_length if final else max(cache.expected, self.logical_length)
+        none = [0] * len(self.counts)
+        to_come = none if final or cache.expected_padding is None else cache.expected_padding
         limits = []
-        for pads in cache.pads or [0] * len(self.counts):
+        for pads in map(max, cache.pads or none, to_come):
             limit = policy.entries(total - pads)
             if limit <= policy.start and total - pads > limit:
                 if final or cache.expected:
@@ -333,7 +335,6 @@ class MergedLayer(LayerCache):
     def _merge(self, surplus: list[int]) -> None:
         policy, wanted = self.policy, torch.tensor(surplus, device=self.device)
         merging = [more > 0 for more in surplus]
-        self.windows = [windows + int(more) for windows, more in zip(self.windows, merging, strict=True)]
         # The attention of rows that do not merge now stays a sum, that of the others becomes a mean over their queries.
         entries = self._entries(
             [float(fresh) if more else 0.0 for fresh, more in zip(self.fresh, merging, strict=True)]
@@ -360,6 +361,7 @@ class MergedLayer(LayerCache):
         """The diagonal h_ii of the rows that merge now, averaged over their windows; the others' stays as it is."""
         if self.policy.rule != "hessian":
             return None
+        self.windows = [count + int(more) for count, more in zip(self.windows, merging.tolist(), strict=True)]
         windows = torch.tensor(self.windows, device=self.device).clamp(min=1)
         now = current_hessian(entries)
         past = self.hessian_buffer.view() if len(self.hessian_buffer) else None
@@ -417,12 +419,14 @@ class MergingCache(KVCache):
     def __init__(self, layers: Sequence[MergedLayer], *, context_length: int | None = None) -> None:
         super().__init__(layers, context_length=context_length)
         self.expected = context_length or 0
+        self.expected_padding: Sequence[int] | None = None
         self.new_valid: Tensor | None = None  # (batch, new tokens), False on padding; None where there is none
         self.new_lags: Tensor | None = None  # (batch or 1, new tokens): running positions minus the model's; None for 0
         self.pads: list[int] | None = None  # padding of each row so far
 
-    def expect(self, tokens: int) -> None:
-        self.expected = max(self.expected, tokens)
+    def expect(self, tokens: int, padding: Sequence[int] | None = None) -> None:
+        if tokens >= self.expected:
+            self.expected, self.expected_padding = tokens, padding
 
     def adopt(self, source: KVCache) -> None:
         raise UserError("methods that merge while the context is read make their own prefill: they adopt no other")
@@ -444,6 +448,13 @@ class MergingCache(KVCache):
         lags = running - positions
         self.new_lags = lags if bool(lags.any()) else None
 
+    def _map_records(self, select: Callable[[Tensor], Tensor]) -> None:
+        super()._map_records(select)
+        for name in ("pads", "expected_padding"):
+            numbers = getattr(self, name)
+            if numbers is not None:
+                setattr(self, name, select(torch.tensor(numbers)).tolist())
+
     @property
     def merge_counts(self) -> list[int]:
         """Of each layer: merges so far, one for every sequence, kv-head and new entry."""
@@ -456,5 +467,5 @@ class MergingCache(KVCache):
 
     def reset(self) -> None:
         super().reset()
-        self.expected = self.context_length or 0
+        self.expected, self.expected_padding = self.context_length or 0, None
         self.new_valid = self.new_lags = self.pads = None

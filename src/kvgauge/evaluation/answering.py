@@ -115,7 +115,7 @@ class Answerer:
             cache.adopt(exact.cache)
             seconds["prefill"] = exact.seconds
         else:
-            cache.expect(batch.width(cell.compress_at))
+            cache.expect(batch.width(cell.compress_at), batch.padding(cell.compress_at))
             logits = prefill(model, self._ids(batch.context), cache, mask=self._mask(batch.context_mask))
             if cell.compress_at == "prompt":
                 logits = prefill(model, self._ids(batch.question), cache, mask=self._mask(batch.prompt_mask))

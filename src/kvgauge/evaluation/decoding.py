@@ -33,7 +33,8 @@ def prefill(
     logits, total = None, cache.get_seq_length()
     if isinstance(cache, KVCache):
         if not cache.compressed:
-            cache.expect(total + ids.shape[1])
+            upto = total + ids.shape[1]
+            cache.expect(upto, None if mask is None else (~mask[:, :upto]).sum(dim=1).tolist())
         driven = cache.drive(model, ids, mask)
         if driven is not None:
             return driven
