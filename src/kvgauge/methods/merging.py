@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from transformers import PreTrainedModel
@@ -71,6 +71,9 @@ class Streaming(Method):
         if self.max_entries is not None:
             return self.max_entries
         return None if self.recent is None else self.start + self.recent
+
+    def lossless(self, facts: ModelFacts) -> Streaming:
+        return replace(self, budget=1.0, recent=None, max_entries=None)
 
     @property
     def label(self) -> str:
