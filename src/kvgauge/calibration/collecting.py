@@ -59,12 +59,11 @@ def collect(model: PreTrainedModel, token_batches: Iterable[Tensor], *, progress
         tokens += ids.numel()
     if not tokens:
         raise UserError("no calibration tokens: give a corpus with at least one sequence")
-    for name, value in sums.items():
-        bad = ~torch.isfinite(value).flatten(1).all(dim=1)
-        if bool(bad.any()):
-            layer = int(bad.int().argmax())
+    finite = {name: torch.isfinite(value).flatten(1).all(dim=1).tolist() for name, value in sums.items()}
+    for layer in range(facts.num_layers):  # the first layer that is wrong is the cause of those behind it
+        if bad := [name for name in NAMES if not finite[name][layer]]:
             raise UserError(
-                f"activations of layer {layer} ({name}) are not finite: load the model in float32 or bfloat16"
+                f"activations of layer {layer} ({', '.join(bad)}) are not finite: load the model in float32 or bfloat16"
             )
     metadata = {
         "model": model_fingerprint(model),
@@ -84,7 +83,7 @@ def second_moment(states: Tensor, num_key_value_heads: int) -> Tensor:
     Returns:
         (N, head_dim, head_dim), float64.
     """
-    batch, heads, tokens, head_dim = states.shape
+    heads, head_dim = states.shape[1], states.shape[3]
     rows = states.unflatten(1, (num_key_value_heads, heads // num_key_value_heads)).movedim(1, 0)
     rows = rows.reshape(num_key_value_heads, -1, head_dim).double()
     return rows.transpose(1, 2) @ rows
