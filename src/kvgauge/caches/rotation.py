@@ -23,7 +23,8 @@ class PlaneRotation:
 
     def __init__(self, frequencies: Tensor) -> None:
         self.frequencies = frequencies.double()
-        self._table: Tensor | None = None
+        self._fine: Tensor | None = None  # columns 0 … BLOCK − 1
+        self._coarse: Tensor | None = None  # multiples of BLOCK
 
     def phases(self, columns: Tensor) -> Tensor:
         """``exp(i·column·θ)`` in complex64: (…, head_dim / 2) for integer columns (…)."""
@@ -33,12 +34,23 @@ class PlaneRotation:
 
     def offsets(self, count: int, device: torch.device) -> Tensor:
         """Phases of the columns 0 … count − 1, count ≤ `BLOCK`: (count, head_dim / 2), from a table made once."""
-        if self._table is None or self._table.device != device:
-            self._table = self.phases(torch.arange(BLOCK, device=device))
-        return self._table[:count]
+        if self._fine is None or self._fine.device != device:
+            self._fine = self.phases(torch.arange(BLOCK, device=device))
+        return self._fine[:count]
+
+    def blocks(self, count: int, device: torch.device) -> Tensor:
+        """Phases of the first columns of `count` blocks: (count, head_dim / 2), from a table that grows."""
+        if self._coarse is None or self._coarse.device != device or self._coarse.shape[0] < count:
+            self._coarse = self.phases(torch.arange(count, device=device) * BLOCK)
+        return self._coarse[:count]
+
+    def looked_up(self, columns: Tensor, tokens: int) -> Tensor:
+        """`phases` of columns 0 … tokens − 1 from the two tables: no cosine is computed."""
+        coarse, fine = self.blocks(tokens // BLOCK + 1, columns.device), self.offsets(BLOCK, columns.device)
+        return coarse[columns // BLOCK] * fine[columns % BLOCK]
 
     def nbytes(self) -> int:
-        return 0 if self._table is None else self._table.numel() * self._table.element_size()
+        return sum(table.nbytes for table in (self._fine, self._coarse) if table is not None)
 
 
 def to_planes(states: Tensor) -> Tensor:

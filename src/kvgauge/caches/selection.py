@@ -51,26 +51,28 @@ class ChunkSelection:
     def choose(
         self, query: Tensor, landmarks: Tensor, first_columns: Tensor | None, tokens: int, scaling: float
     ) -> Tensor:
-        """First columns (batch, num_key_value_heads, chosen), ascending, of the chunks to attend to.
+        """First columns (batch, num_key_value_heads, chosen) of the chunks to attend to.
 
         Args:
             query: (batch, num_attention_heads, 1, head_dim).
             landmarks: (batch, num_key_value_heads, chunks, head_dim).
             first_columns: (batch, 1), where the sequences begin; None: all at 0.
-            tokens: of the basis. The first column of a shorter first chunk is negative.
+            tokens: of the basis. The first column of a shorter first chunk is negative, above −chunk.
             scaling: factor on the scores.
         """
         batch, heads, chunks, _ = landmarks.shape
-        grouped = query.reshape(batch, heads, -1, query.shape[-1])
-        starts = torch.arange(chunks, device=query.device) * self.chunk - (chunks * self.chunk - tokens)
-        scores = (grouped @ landmarks.transpose(-1, -2)).float() * scaling
-        begin = query.new_zeros(batch, 1, dtype=torch.long) if first_columns is None else first_columns
-        before = starts + self.chunk <= begin  # (batch, chunks): nothing but padding
-        scores = scores.masked_fill(before[:, None, None], -torch.inf)
-        promise = scores.softmax(dim=-1).sum(dim=2)
-        holds_first = ~before & (starts <= begin)
-        promise = promise.masked_fill(holds_first[:, None], torch.inf).masked_fill(before[:, None], -1.0)
-        return starts[promise.topk(self.chosen, dim=-1).indices.sort(dim=-1).values]
+        grouped = query.reshape(batch, heads, -1, query.shape[-1]) * scaling
+        starts = torch.arange(tokens - chunks * self.chunk, tokens, self.chunk, device=query.device)
+        scores = (grouped @ landmarks.transpose(-1, -2)).float()
+        if first_columns is None:
+            promise = scores.softmax(dim=-1).sum(dim=2)
+            promise[:, :, 0] = torch.inf
+        else:
+            empty = starts + self.chunk <= first_columns  # (batch, chunks): nothing but padding
+            first = ~empty & (starts <= first_columns)
+            promise = scores.masked_fill(empty[:, None, None], -torch.inf).softmax(dim=-1).sum(dim=2)
+            promise = promise.masked_fill(first[:, None], torch.inf).masked_fill(empty[:, None], -1.0)
+        return starts[promise.topk(self.chosen, dim=-1, sorted=False).indices]
 
 
 class SelectedSegment:
@@ -84,16 +86,16 @@ class SelectedSegment:
     """
 
     def __init__(self, source: SubspaceSegment, starts: Tensor, chunk: int, attention_mask: Tensor | None) -> None:
-        self.source, self.starts, self.chunk = source, starts, chunk
+        self.source = source
         self.num_key_value_heads = source.num_key_value_heads
         columns = (starts.unsqueeze(-1) + torch.arange(chunk, device=starts.device)).flatten(2)
-        self.columns = columns.clamp_min(0)  # (batch, heads, entries)
-        self.hidden: Tensor | None = None
+        shorter = len(source) % chunk != 0  # the first chunk then has columns that do not exist
+        self.columns = columns.clamp_min(0) if shorter else columns  # (batch, heads, entries)
+        self.hidden = columns < 0 if shorter else None
         if attention_mask is not None:
             visible = attention_mask[:, 0, :1].expand(columns.shape[0], columns.shape[1], -1)
-            self.hidden = ~visible.gather(2, self.columns) | (columns < 0)
-        elif int(starts.min()) < 0:
-            self.hidden = columns < 0
+            unseen = ~visible.gather(2, self.columns)
+            self.hidden = unseen if self.hidden is None else self.hidden | unseen
 
     def __len__(self) -> int:
         return self.columns.shape[2]
@@ -106,12 +108,10 @@ class SelectedSegment:
         if rotation is None:
             scores = (query @ factor) @ rows.transpose(-1, -2)
         else:
-            rebuilt = (rows @ factor.transpose(-1, -2)).float().unflatten(2, (-1, self.chunk))
-            planes = planes_of(rebuilt)
-            planes.mul_(rotation.offsets(self.chunk, query.device))
-            planes.mul_(rotation.phases(self.starts).unsqueeze(3))
+            rebuilt = (rows @ factor.transpose(-1, -2)).float()
+            planes_of(rebuilt).mul_(rotation.looked_up(self.columns, len(self.source)))
             asked = interleaved(to_planes(query))
-            scores = (asked @ rebuilt.flatten(2, 3).transpose(-1, -2)).to(query.dtype)
+            scores = (asked @ rebuilt.transpose(-1, -2)).to(query.dtype)
         if self.hidden is not None:
             scores = scores.masked_fill(self.hidden[:, :, None], torch.finfo(scores.dtype).min)
         return scores
@@ -124,8 +124,10 @@ class SelectedSegment:
 
     def _rows(self, basis: Tensor) -> Tensor:
         """The basis at the chosen columns: (batch, heads, entries, rank)."""
-        picked = [rows.index_select(0, columns.flatten()) for rows, columns in zip(basis, self.columns, strict=True)]
-        return torch.stack(picked).unflatten(1, self.columns.shape[1:])
+        picked = basis.new_empty(*self.columns.shape, basis.shape[-1])
+        for rows, columns, target in zip(basis, self.columns, picked.flatten(1, 2), strict=True):
+            torch.index_select(rows, 0, columns.flatten(), out=target)
+        return picked
 
 
 def mask_behind(attention_mask: Tensor | None, tokens: int, entries: int) -> Tensor | None:

@@ -43,16 +43,18 @@ class SubspaceSegment:
     def _rebuilt_scores(self, query: Tensor, basis: Tensor, factor: Tensor, rotation: PlaneRotation) -> Tensor:
         batch, heads, rows, _ = query.shape
         tokens = basis.shape[1]
-        starts = torch.arange(0, tokens, BLOCK, device=query.device)
+        starts = range(0, tokens, BLOCK)
         # Turning the query back to the start of each block leaves the keys with the offsets within it.
-        turned = to_planes(query).unsqueeze(-3) * rotation.phases(starts).conj()[:, None]
+        turned = to_planes(query).unsqueeze(-3) * rotation.blocks(len(starts), query.device).conj()[:, None]
         queries = interleaved(turned).unbind(-3)
         scores = query.new_empty(batch, heads, rows, tokens)
+        workspace = basis.new_empty(min(BLOCK, tokens), factor.shape[1])
         for sequence in range(batch):
             weight = factor[sequence].T
-            for block, start in enumerate(starts.tolist()):
+            for block, start in enumerate(starts):
                 stop = min(start + BLOCK, tokens)
-                rebuilt = (basis[sequence, start:stop] @ weight).float().unflatten(-1, (heads, -1))
+                features = torch.mm(basis[sequence, start:stop], weight, out=workspace[: stop - start])
+                rebuilt = features.float().unflatten(-1, (heads, -1))
                 planes_of(rebuilt).mul_(rotation.offsets(stop - start, query.device)[:, None])
                 scores[sequence, :, :, start:stop] = queries[block][sequence] @ rebuilt.permute(1, 2, 0)
         return scores
