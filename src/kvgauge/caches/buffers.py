@@ -81,6 +81,11 @@ class GrowingBuffer:
         """Bytes of the live storage, spare capacity included."""
         return 0 if self._storage is None else self._storage.untyped_storage().nbytes()
 
+    def trim(self) -> None:
+        """Give back spare capacity."""
+        if self._storage is not None and self._capacity > self.length:
+            self._resize(self.length)
+
     def crop(self, tokens: int) -> None:
         """Keep the first `tokens` rows."""
         self.length = min(self.length, tokens)

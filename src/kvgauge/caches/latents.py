@@ -81,28 +81,34 @@ class LatentLayer(LayerCache):
     def store(self, keys: Tensor, values: Tensor) -> None:
         tokens = keys.shape[2]
         self.projections = self.source(tokens)
-        sinks = min(self.sinks, tokens)
-        split = max(sinks, tokens - self.window)
-        valid = self.cache.valid if self.cache is not None else None
-        self.sink_columns = None
-        if sinks and valid is not None:
-            # Every row's sinks are its own first tokens, behind its padding: they are gathered, and the latents keep
-            # all columns, of which the mask hides the sinks.
-            first = valid.int().argmax(dim=1, keepdim=True)
-            self.sink_columns = (first + torch.arange(sinks, device=keys.device)).clamp(max=split - 1)
-            index = self.sink_columns[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])
-            self.sink_keys.set(keys.gather(2, index))
-            self.sink_values.set(values.gather(2, index))
-            sinks = 0
-        elif sinks:
-            self.sink_keys.set(keys[:, :, :sinks])
-            self.sink_values.set(values[:, :, :sinks])
+        split = max(min(self.sinks, tokens), tokens - self.window)
+        start = self._take_sinks(keys, values, split)
         # Aᵀ Kᵀ is the product in the layout of the buffers: no copy is needed to turn it.
-        self.latent_keys.take(self.projections.A.mT @ keys[:, :, sinks:split].mT)
-        self.latent_values.take(self.projections.A_v.mT @ values[:, :, sinks:split].mT)
+        self.latent_keys.take(self.projections.A.mT @ keys[:, :, start:split].mT)
+        self.latent_values.take(self.projections.A_v.mT @ values[:, :, start:split].mT)
         if self.window:
             self.recent_keys.set(keys[:, :, split:])
             self.recent_values.set(values[:, :, split:])
+
+    def _take_sinks(self, keys: Tensor, values: Tensor, split: int) -> int:
+        """Copy the exact sinks of the first `split` tokens; the column at which the latents start."""
+        sinks = min(self.sinks, split)
+        valid = self.cache.valid if self.cache is not None else None
+        self.sink_columns = None
+        if not sinks:
+            return 0
+        if valid is None:
+            self.sink_keys.set(keys[:, :, :sinks])
+            self.sink_values.set(values[:, :, :sinks])
+            return sinks
+        # Every row's sinks are its own first tokens, behind its padding: they are gathered, and the latents keep all
+        # columns, of which the mask hides the sinks.
+        first = valid.int().argmax(dim=1, keepdim=True)
+        self.sink_columns = (first + torch.arange(sinks, device=keys.device)).clamp(max=split - 1)
+        index = self.sink_columns[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])
+        self.sink_keys.set(keys.gather(2, index))
+        self.sink_values.set(values.gather(2, index))
+        return 0
 
     def append(self, keys: Tensor, values: Tensor) -> None:
         assert self.projections is not None
@@ -133,10 +139,10 @@ class LatentLayer(LayerCache):
     def _segments(self) -> list[Segment]:
         assert self.projections is not None
         segments: list[Segment] = []
-        if self.sinks:
+        if len(self.sink_keys):
             segments.append(ExactSegment(self.sink_keys.view(), self.sink_values.view()))
         segments.append(LatentSegment(self.latent_keys.view(), self.latent_values.view(), self.projections))
-        if self.window:
+        if len(self.recent_keys):
             segments.append(ExactSegment(self.recent_keys.view(), self.recent_values.view()))
         return segments
 
@@ -169,7 +175,7 @@ class LatentLayer(LayerCache):
             index = self.sink_columns[:, None, :, None].expand(-1, keys[0].shape[1], -1, keys[0].shape[3])
             keys[0] = keys[0].scatter(2, index, self.sink_keys.view())
             values[0] = values[0].scatter(2, index, self.sink_values.view())
-        elif self.sinks:
+        elif len(self.sink_keys):
             keys.insert(0, self.sink_keys.view())
             values.insert(0, self.sink_values.view())
         if self.window:

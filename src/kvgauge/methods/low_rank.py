@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from abc import abstractmethod
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 
 from kvgauge.caches.base import KVCache
 from kvgauge.caches.latents import HeadProjections, LatentLayer
+from kvgauge.caches.streaming_latents import StreamingLatentCache, StreamingLatentLayer
 from kvgauge.errors import UserError
 from kvgauge.methods.base import Method, check_fitted
 from kvgauge.methods.factorization import Pair
@@ -37,6 +39,8 @@ class LowRankPerHead(Method):
         rope: ``post`` works on keys and queries as they are cached; ``pre`` on those before the rotation, for fidelity
             studies only: a cache would have to rotate what it rebuilds.
         sinks, window: first and most recent tokens that stay exact; their bytes count in the budget.
+        compress_prefill: project every chunk of the prompt once it has been attended to, so that the exact keys of the
+            whole context never exist. Later chunks then see latents, so the prefill is no longer the model's own.
 
     Raises:
         UserError: no rank, or contradicting values.
@@ -49,6 +53,7 @@ class LowRankPerHead(Method):
     rope: str = "post"
     sinks: int = 0
     window: int = 0
+    compress_prefill: bool = False
 
     learns: ClassVar[bool] = True
     fit_fields: ClassVar[tuple[str, ...]] = ("rope",)
@@ -63,6 +68,8 @@ class LowRankPerHead(Method):
             raise UserError(f"{self.name} has one of rank_k and rank_v: give both, or rank")
         if all(value is None for value in (self.rank, self.rank_k, self.rank_v, self.epsilon, self.budget)):
             raise UserError(f"{self.name} needs a budget, a rank, rank_k and rank_v, or an epsilon")
+        if self.compress_prefill:
+            object.__setattr__(self, "exact_prefill", False)  # of this instance; its class may still share a prefill
 
     @property
     def label(self) -> str:
@@ -184,8 +191,11 @@ class LowRankPerHead(Method):
             weight = model.get_decoder().layers[layer].self_attn.o_proj.weight
             return HeadProjections(*(tensor.to(weight.device, weight.dtype).contiguous() for tensor in pairs))
 
+        layer_type, cache_type = (
+            (StreamingLatentLayer, StreamingLatentCache) if self.compress_prefill else (LatentLayer, KVCache)
+        )
         layers = [
-            LatentLayer(lambda tokens, index=index: projections(index, tokens), self.sinks, self.window)  # type: ignore[misc]
-            for index in range(facts.num_layers)
+            layer_type(functools.partial(projections, layer), self.sinks, self.window)
+            for layer in range(facts.num_layers)
         ]
-        return KVCache(layers, context_length=context_length)
+        return cache_type(layers, context_length=context_length)

@@ -1,0 +1,135 @@
+"""Per-head latents that are made while the prompt comes in: the exact keys of the whole context never exist.
+
+Projections are static, so a chunk of the prompt can be projected as soon as it has been attended to. The queries of a
+chunk see the tokens of their own chunk exactly and those before as latents; with a chunk as long as the context the
+prefill is the model's own. Between two layers nothing exact is left but the window, so the peak memory of a prefill is
+the latents of all layers and one layer's chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from kvgauge.caches.attention import Segment, exact_attention, segmented_attention
+from kvgauge.caches.base import KVCache
+from kvgauge.caches.exact import ExactSegment
+from kvgauge.caches.latents import HeadProjections, LatentLayer
+from kvgauge.errors import UserError
+
+
+class StreamingLatentLayer(LatentLayer):
+    """A `LatentLayer` that projects every chunk of the context right after it has been attended to.
+
+    Attributes:
+        expected: tokens of the context, if they were announced; a budget with exact tokens depends on them.
+    """
+
+    expected: int | None = None
+
+    def attend_exact(self, query: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
+        if self.projections is None:
+            self.projections = self._announced_projections()
+        if not self._absorbed:
+            output = exact_attention(query, self.exact_keys.view(), self.exact_values.view(), attention_mask, scaling)
+        else:
+            mask = attention_mask
+            if self.sink_columns is not None:
+                mask = self._mask_of_gathered_sinks(query, mask)
+            output = segmented_attention(query, self._segments(), mask, scaling)
+        self._absorb()
+        return output
+
+    @property
+    def _absorbed(self) -> bool:
+        """Some of the context is latents already."""
+        return len(self.latent_keys) > 0
+
+    def _announced_projections(self) -> HeadProjections:
+        if self.expected is None and self.sinks + self.window:
+            raise UserError(
+                "compress_prefill with exact sinks or a window needs the length of the context first: "
+                "call cache.expect(tokens) or give context_length to new_cache"
+            )
+        return self.source(self.expected if self.expected is not None else 1)
+
+    def _absorb(self) -> None:
+        """Project what has left the exact window; before that, take the sinks out of the first tokens."""
+        assert self.projections is not None
+        surplus = len(self.exact_keys) - self.window
+        if not self._absorbed and surplus <= self._columns_of_sinks():
+            return  # the sinks of some row are still to come
+        if surplus <= 0:
+            return
+        keys, values = self.exact_keys.view(), self.exact_values.view()
+        start = 0 if self._absorbed else self._take_sinks(keys, values, surplus)
+        for latents, projection, rows in (
+            (self.latent_keys, self.projections.A, keys),
+            (self.latent_values, self.projections.A_v, values),
+        ):
+            latents.append((projection.mT @ rows[:, :, start:surplus].mT).mT)
+        for exact, rows in ((self.exact_keys, keys), (self.exact_values, values)):
+            if self.window:
+                exact.set(rows[:, :, surplus:])
+            else:
+                exact.clear()
+
+    def _columns_of_sinks(self) -> int:
+        """How many columns hold the sinks of every row, padding before them included."""
+        valid = self.cache.valid if self.cache is not None else None
+        if not self.sinks or valid is None:
+            return self.sinks
+        return int(valid.int().argmax(dim=1).max()) + self.sinks
+
+    def _segments(self) -> list[Segment]:
+        segments = super()._segments()
+        if not self.compressed and len(self.exact_keys):
+            segments.append(ExactSegment(self.exact_keys.view(), self.exact_values.view()))
+        return segments
+
+    def compress(self) -> None:
+        if self.compressed or not self.is_initialized:
+            return
+        if not self._absorbed:
+            super().compress()
+            return
+        if self.window:
+            self.recent_keys.set(self.exact_keys.view())
+            self.recent_values.set(self.exact_values.view())
+        self.exact_keys.clear()
+        self.exact_values.clear()
+        self.latent_keys.trim()
+        self.latent_values.trim()
+        self.compressed = True
+
+    def nbytes_by_part(self) -> dict[str, int]:
+        exact = self.exact_keys.nbytes() + self.exact_values.nbytes()
+        return ({"exact": exact} if exact else {}) | self.compressed_nbytes_by_part()
+
+    def dense(self) -> tuple[Tensor, Tensor]:
+        if not self.compressed and self._absorbed:
+            raise UserError("the context is still coming in: call cache.compress() before looking into the cache")
+        return super().dense()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        if tokens_to_remove and not self.compressed and self._absorbed:
+            raise UserError("a context that is still coming in cannot be cropped: call cache.compress() first")
+        super().crop(tokens_to_remove)
+
+    def reset(self) -> None:
+        super().reset()
+        self.projections, self.sink_columns = None, None
+
+
+class StreamingLatentCache(KVCache):
+    """A cache of `StreamingLatentLayer`."""
+
+    def __init__(self, layers: Sequence[StreamingLatentLayer], *, context_length: int | None = None) -> None:
+        super().__init__(layers, context_length=context_length)
+        if context_length is not None:
+            self.expect(context_length)
+
+    def expect(self, tokens: int, padding: Sequence[int] | None = None) -> None:
+        for layer in self.layers:
+            layer.expected = tokens

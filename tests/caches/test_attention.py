@@ -1,0 +1,62 @@
+"""Attention over segments: one softmax, whatever the runs of tokens are stored as."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from kvgauge.caches import attention
+from kvgauge.caches.attention import causal_mask, exact_attention, segmented_attention
+from kvgauge.caches.exact import ExactSegment
+
+
+def states(heads: int, tokens: int, seed: int, dimension: int = 8) -> Tensor:
+    return torch.randn(2, heads, tokens, dimension, generator=torch.Generator().manual_seed(seed))
+
+
+def reference(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    groups = query.shape[1] // keys.shape[1]
+    keys, values = (rows.repeat_interleave(groups, dim=1) for rows in (keys, values))
+    scores = (query @ keys.mT * scaling).masked_fill(~mask, float("-inf"))
+    return (torch.softmax(scores, dim=-1) @ values).transpose(1, 2)
+
+
+@pytest.mark.parametrize("queries", [1, 5, 30])
+@pytest.mark.parametrize("cuts", [(30,), (4, 26), (4, 20, 6), (0, 30)])
+def test_segments_share_one_softmax(queries: int, cuts: tuple[int, ...]) -> None:
+    query, keys, values = states(6, queries, 0), states(3, 30, 1), states(3, 30, 2)
+    parts = [
+        ExactSegment(one, other) for one, other in zip(keys.split(cuts, dim=2), values.split(cuts, dim=2), strict=True)
+    ]
+    expected = reference(query, keys, values, causal_mask(queries, 30, query.device), 0.2)
+    torch.testing.assert_close(segmented_attention(query, parts, None, 0.2), expected)
+    torch.testing.assert_close(exact_attention(query, keys, values, None, 0.2), expected)
+
+
+@pytest.mark.parametrize("queries", [1, 7])
+def test_masked_tokens_have_no_weight(queries: int) -> None:
+    query, keys, values = states(6, queries, 0), states(3, 30, 1), states(3, 30, 2)
+    mask = causal_mask(queries, 30, query.device).expand(2, 1, -1, -1).clone()
+    mask[1, :, :, :11] = False
+    expected = reference(query, keys, values, mask, 0.2)
+    parts = [ExactSegment(keys[:, :, :9], values[:, :, :9]), ExactSegment(keys[:, :, 9:], values[:, :, 9:])]
+    torch.testing.assert_close(segmented_attention(query, parts, mask, 0.2), expected)
+    torch.testing.assert_close(exact_attention(query, keys, values, mask, 0.2), expected)
+
+
+def test_blocks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, segment = states(6, 30, 0), ExactSegment(states(3, 30, 1), states(3, 30, 2))
+    whole = segmented_attention(query, [segment], None, 0.2)
+    monkeypatch.setattr(attention, "SCORE_BLOCK_BYTES", 4 * 2 * 6 * 30 * 4)  # four queries
+    torch.testing.assert_close(segmented_attention(query, [segment], None, 0.2), whole)
+
+
+def test_tensors_fall_through_to_scaled_dot_product_attention(tiny, tokens) -> None:
+    model, ids = tiny("tiny/llama"), tokens(2, 20)
+    ours = model(ids).logits
+    model.set_attn_implementation("sdpa")
+    try:
+        torch.testing.assert_close(model(ids).logits, ours)
+    finally:
+        attention.install(model)
