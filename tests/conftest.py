@@ -8,16 +8,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
-from collections.abc import Callable  # noqa: E402
-from functools import cache  # noqa: E402
+from collections.abc import Callable
+from functools import cache
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from transformers import PreTrainedModel  # noqa: E402
+import pytest
+import torch
+from transformers import PreTrainedModel
 
-import kvgauge  # noqa: E402
-from kvgauge.methods.base import Method  # noqa: E402
-from kvgauge.methods.fitted import Fitted  # noqa: E402
+import kvgauge
+from kvgauge.methods.base import Method
+from kvgauge.methods.fitted import Fitted
 
 
 @cache

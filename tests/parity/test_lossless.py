@@ -1,4 +1,4 @@
-"""The parity gate: at full rank or full size every method gives the uncompressed model's logits, on every architecture."""
+"""The parity gate: at full rank or full size every method gives the uncompressed logits, on every architecture."""
 
 from __future__ import annotations
 
