@@ -264,3 +264,17 @@ def test_a_missing_answer_is_never_left_out(
     units = make_units(samples, Encoder(*tiny, chat=None))
     with pytest.raises(RuntimeError, match="is not in"):
         rows(units, samples, panel, AnswerStore(tmp_path), "tiny/llama", scorer("ruler"))
+
+
+def test_a_spread_model_answers_the_same(
+    tiny: Tiny, panel: list[Cell], make_samples: SampleMaker, tmp_path: Path
+) -> None:
+    for part in tiny:
+        part.save_pretrained(tmp_path / "model")
+    spread = kvgauge.load_model(str(tmp_path / "model"), dtype="float32", device_map="auto")
+    answers = []
+    for name, pair in {"whole": tiny, "spread": spread}.items():
+        units = make_units(make_samples(1), Encoder(*pair, chat=None))
+        run(pair, panel, units, AnswerStore(tmp_path / name))
+        answers.append(list(texts(AnswerStore(tmp_path / name), panel, units).values()))
+    assert answers[0] == answers[1]
