@@ -56,7 +56,7 @@ def _track_wandb(cfg: DictConfig, directory: Path) -> None:
         group=cfg.tracker.group,
         job_type=meta["stage"],
         name=directory.name,
-        id=run_id(meta),
+        id=os.environ.get("WANDB_RUN_ID") or run_id(meta),  # the agent of a sweep names its runs itself
         resume="allow",
         mode=_mode(cfg.tracker.mode),
         dir=cfg.artifacts,
