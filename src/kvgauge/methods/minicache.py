@@ -50,8 +50,8 @@ class MiniCache(Method):
             if not 0.0 <= getattr(self, label) <= 1.0:
                 raise UserError(f"{label} {getattr(self, label):g} of {self.name} is outside [0, 1]")
 
-    def lossless(self, facts: ModelFacts) -> MiniCache | None:
-        return None if facts.latent is not None else replace(self, budget=None, gamma=0.0)
+    def lossless(self, facts: ModelFacts) -> MiniCache:
+        return replace(self, budget=None, gamma=0.0)
 
     def pairs(self, num_layers: int) -> list[int]:
         """The first layer of every pair.
