@@ -9,6 +9,7 @@ run that was broken off goes on with the next one. The last line on stdout is on
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 import kvgauge
 from kvgauge import artifacts, configuration, provenance
+from kvgauge.evaluation.panel import settings
 from kvgauge.measure import bandwidth, latency, memory
 from kvgauge.measure.latency import LatencyConfig
 from kvgauge.methods.base import Method
@@ -29,7 +31,7 @@ from kvgauge.tracking import track
 
 def run(cfg: DictConfig) -> None:
     grid: LatencyConfig = configuration.build(cfg.latency, "latency")
-    methods = grid.methods(configuration.build(cfg.method, "method"))
+    methods = grid.methods([setting.method for setting in settings(cfg)])
     model, tokenizer = kvgauge.load_model(configuration.build(cfg.model, "model"))
     limit = grid.memory_limit or memory.available_nbytes(model.device)
     memory.refuse_beyond(
@@ -50,8 +52,8 @@ def run(cfg: DictConfig) -> None:
         "latency": configuration.plain(cfg.latency),
         "code": provenance.source_version(Path(latency.__file__), Path(bandwidth.__file__), Path(memory.__file__)),
     }
-    label = methods[0].label if len(methods) == 1 else f"{len(methods)}-cells"
-    directory = stage_directory(cfg, "latency", f"{cfg.model.name}-{label}", config)
+    label = "+".join(method.label for method in methods) if len(methods) < 3 else f"{len(methods)}-cells"
+    directory = stage_directory(cfg, "latency", f"{cfg.model.name}-{label or latency.STATIC}", config)
     if not complete(directory, config):
         artifacts.begin(directory)
         contenders = latency.baselines(model)
@@ -81,6 +83,7 @@ def run(cfg: DictConfig) -> None:
             threads=torch.get_num_threads(),
             device=str(model.device),
         )
+        shutil.rmtree(directory / "points")
     track(cfg, directory)
     rows = artifacts.read_json(directory / "latency.json")
     shown = (

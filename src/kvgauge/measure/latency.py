@@ -50,7 +50,8 @@ class LatencyConfig:
 
     Attributes:
         name: of the grid.
-        cells: ``{method: name, field: value, ...}`` each; None measures the one configured method.
+        cells: ``{method: name, field: value, ...}`` each; None measures the cells of the
+            run: its panel, or its method at its budgets.
         context_lengths: tokens cached before decoding starts; may exceed the model's positions, for timing only.
         batch_sizes: sequences decoded together.
         decode_steps: timed steps of a round.
@@ -103,25 +104,29 @@ class LatencyConfig:
         """Decode steps of a round, timed or not."""
         return self.warmup + self.decode_steps
 
-    def methods(self, configured: Method) -> list[Method]:
-        """The methods of the cells, or `configured` alone; the uncompressed cache is not among them.
+    def methods(self, configured: Sequence[Method]) -> list[Method]:
+        """The methods of the cells, or `configured`; each once, and the uncompressed cache is not among them.
 
         Raises:
-            UserError: an unknown method, a refused field, or two cells of the same label.
+            UserError: an unknown method, a refused field, or two different cells of the same label.
         """
         if self.cells is None:
-            methods = [configured]
+            methods = list(configured)
         else:
-            methods = [build_method(**{"name": cell["method"]} | _without(cell, "method")) for cell in self.cells]
+            methods = [
+                configuration.build(
+                    configuration.read("method", cell["method"]),
+                    "method",
+                    **{name: value for name, value in cell.items() if name != "method"},
+                )
+                for cell in self.cells
+            ]
+        methods = list(dict.fromkeys(methods))  # equal ones, e.g. of two moments of compression, once
         labels = [method.label for method in methods]
         for label in labels:
             if labels.count(label) > 1:
-                raise UserError(f"latency.cells has {label} twice: remove one")
+                raise UserError(f"two different cells are called {label}: give one of them another name")
         return [method for method in methods if method.label != STATIC]
-
-
-def _without(cell: Mapping[str, Any], key: str) -> dict[str, Any]:
-    return {name: value for name, value in cell.items() if name != key}
 
 
 @dataclass(frozen=True)

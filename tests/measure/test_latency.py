@@ -1,0 +1,156 @@
+"""The latency measurement: what is timed is what is said; never how long it took."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+import kvgauge
+from kvgauge import configuration
+from kvgauge.measure.latency import (
+    LatencyConfig,
+    attention_seconds,
+    baselines,
+    cache_nbytes,
+    contender,
+    fill,
+    measure_point,
+    run_alone,
+)
+from kvgauge.models.facts import model_facts
+
+QUICK = {"decode_steps": 3, "warmup": 1, "repeats": 2}
+
+
+def contenders(model, fit, *methods):
+    return baselines(model) + [contender(model, method, fit(method, "tiny/llama")) for method in methods]
+
+
+@pytest.mark.parametrize("prefill", ["real", "synthetic"])
+def test_rows_of_a_point(prefill: str, tiny, fit) -> None:
+    model = tiny("tiny/llama")
+    method = kvgauge.build_method("kqsvd", budget=0.5)
+    rows = measure_point(model, contenders(model, fit, method), LatencyConfig(prefill=prefill, **QUICK), 2, 80)
+    assert [row["cell"] for row in rows] == ["dynamic", "full", "kqsvd@0.5"]
+    full = 2 * model_facts(model).full_nbytes(80)
+    dynamic, static, ours = rows
+    assert dynamic["nbytes"] == full
+    assert static["nbytes"] == 2 * model_facts(model).full_nbytes(80 + 4)  # room for the decoded tokens from the start
+    assert ours["nbytes"] == full // 2
+    assert ours["fixed_nbytes"] > 0
+    assert static["tpot_over_static"] == dynamic["tpot_over_dynamic"] == 1.0
+    for row in rows:
+        assert (row["batch"], row["context_length"]) == (2, 80)
+        assert row["tpot_p95_s"] >= row["tpot_median_s"] > 0
+        assert row["tokens_per_s"] == pytest.approx(2 / row["tpot_median_s"])
+        assert row["mbu"] > 0
+        assert (row["ttft_s"] is None) == (row["ttft_over_static"] is None) == (prefill == "synthetic")
+    if prefill == "real":
+        assert ours["ttft_s"] > ours["compress_s"] > 0
+        assert static["ttft_over_static"] == 1.0
+    assert dynamic["attention_s"] is None
+    assert static["attention_s"] > 0
+
+
+def test_every_method_can_be_timed(tiny, fit) -> None:
+    model = tiny("tiny/llama")
+    methods = [kvgauge.build_method(name) for name in kvgauge.list_methods() if name != "full"]
+    rows = measure_point(
+        model, contenders(model, fit, *methods), LatencyConfig(decode_steps=1, warmup=0, repeats=1), 1, 96
+    )
+    assert [row["cell"] for row in rows[2:]] == [method.label for method in methods]
+
+
+def test_a_compressing_prefill_is_timed_for_real_only(tiny, fit) -> None:
+    model = tiny("tiny/llama")
+    cells = contenders(model, fit, kvgauge.build_method("ksvd", budget=0.5, compress_prefill=True))
+    row = measure_point(model, cells, LatencyConfig(**QUICK), 1, 40)[-1]
+    assert row["ttft_s"] > 0
+    with pytest.raises(kvgauge.UserError, match=r"latency\.prefill=real"):
+        measure_point(model, cells, LatencyConfig(prefill="synthetic", **QUICK), 1, 40)
+
+
+def test_synthetic_states_reach_every_layer(tiny) -> None:
+    model, states = tiny("tiny/llama"), torch.randn(2, 2, 30, 16)
+    for cache in (DynamicCache(), kvgauge.build_method("full").new_cache(model)):
+        fill(model, cache, states)
+        assert cache.get_seq_length() == 30
+        assert cache_nbytes(cache) >= 2 * model_facts(model).full_nbytes(30)
+        model(torch.tensor([[5], [6]]), past_key_values=cache)
+        assert cache.get_seq_length() == 31
+
+
+def test_attention_alone_leaves_the_cache_as_it_was(tiny, fit, tokens) -> None:
+    model, method = tiny("tiny/llama"), kvgauge.build_method("kqsvd", budget=0.5)
+    cache = method.new_cache(model, fit(method, "tiny/llama"))
+    model(tokens(1, 40), past_key_values=cache)
+    cache.compress()
+    before = cache.nbytes(), cache.get_seq_length()
+    assert attention_seconds(model, cache, batch=1) > 0
+    assert (cache.nbytes(), cache.get_seq_length()) == before
+
+
+def test_cells_are_methods_with_their_fields() -> None:
+    config = LatencyConfig(
+        cells=[
+            {"method": "ksvd", "budget": 0.25},
+            {"method": "ksvd", "name": "streamed", "budget": 0.25, "compress_prefill": True},
+            {"method": "full"},
+        ]
+    )
+    methods = config.methods([kvgauge.build_method("kqsvd")] * 2)
+    assert [method.label for method in methods] == ["ksvd@0.25", "streamed@0.25"]  # full is a baseline anyway
+    assert [method.label for method in LatencyConfig().methods([kvgauge.build_method("kqsvd")] * 2)] == ["kqsvd@0.5"]
+
+
+def test_points_are_sorted_by_size_and_distinct() -> None:
+    config = LatencyConfig(context_lengths=[512, 64], batch_sizes=[4, 1, 4])
+    assert config.points == [(1, 64), (4, 64), (1, 512), (4, 512)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"prefill": "reel"}, "did you mean 'real'"),
+        ({"context_lengths": []}, "latency.context_lengths"),
+        ({"batch_sizes": [0]}, "latency.batch_sizes"),
+        ({"decode_steps": 0}, "latency.decode_steps is 0"),
+        ({"warmup": -1}, "latency.warmup is -1"),
+        ({"repeats": 0}, "latency.repeats is 0"),
+        ({"cells": [{"budget": 0.5}]}, "names its method"),
+    ],
+)
+def test_a_bad_grid_is_one_line(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(kvgauge.UserError) as refusal:
+        LatencyConfig(**fields)  # type: ignore[arg-type]
+    assert message in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_cells_of_one_label_and_unknown_methods_are_refused() -> None:
+    cells = [{"method": "ksvd", "budget": 0.5, "window": window} for window in (0, 8)]
+    with pytest.raises(kvgauge.UserError, match=r"two different cells are called ksvd@0\.5"):
+        LatencyConfig(cells=cells).methods([])
+    with pytest.raises(kvgauge.UserError, match="did you mean 'kqsvd'"):
+        LatencyConfig(cells=[{"method": "kqsdv"}]).methods([])
+
+
+@pytest.mark.parametrize("node", [None, "full", "kqsvd"])
+def test_a_cell_alone(node: str | None, tmp_path, fit) -> None:
+    projections = None
+    if node == "kqsvd":
+        projections = tmp_path / "projections.safetensors"
+        fit(kvgauge.build_method("kqsvd"), "tiny/llama").save(projections)
+    job = {
+        "model": configuration.read("model", "tiny/llama"),
+        "method": node and configuration.read("method", node),
+        "projections": projections and str(projections),
+        "latency": dict(QUICK),
+        "batch": 1,
+        "context_length": 64,
+    }
+    memory = run_alone(json.loads(json.dumps(job)))
+    assert memory["peak_bytes"] >= memory["before_bytes"] > 0
