@@ -13,7 +13,7 @@ def list_methods() -> list[str]:
     return configuration.names("method")
 
 
-def build_method(name: str, **overrides: Any) -> Method:
+def build_method(name: str, /, **overrides: Any) -> Method:
     """The method ``conf/method/<name>.yaml`` with the given fields replaced.
 
     Raises:
