@@ -22,7 +22,7 @@ def clone(tmp_path_factory):
     for name in ("dvc.yaml", "params.yaml", ".dvcignore", "conf", "src", "pipelines"):
         (target / name).symlink_to(ROOT / name)
     (target / ".dvc").mkdir()
-    (target / ".dvc" / "config").write_text((ROOT / ".dvc" / "config").read_text() + "[core]\n    no_scm = true\n")
+    (target / ".dvc" / "config").write_text("[core]\n    analytics = false\n    no_scm = true\n")
     return target
 
 
