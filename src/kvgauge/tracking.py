@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from omegaconf import DictConfig
@@ -18,6 +18,8 @@ from kvgauge.artifacts import META, read_json
 from kvgauge.configuration import digest, plain
 from kvgauge.errors import UserError, unknown
 from kvgauge.provenance import environment
+
+Mode = Literal["online", "offline"]
 
 MODES = ("auto", "online", "offline")
 TABLES = ("cells", "averages", "fidelity", "model", "latency", "alignment", "asymmetry")  # JSON files that hold rows
@@ -109,10 +111,10 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return found if isinstance(found, list) else []
 
 
-def _mode(mode: str) -> str:
+def _mode(mode: str) -> Mode:
+    """``auto`` is online where there is a key, unless ``WANDB_MODE`` says otherwise."""
     if mode not in MODES:
         raise unknown("tracker mode", mode, MODES)
-    if mode != "auto":
-        return mode
     known = os.environ.get("WANDB_API_KEY") or (Path.home() / ".netrc").is_file()
-    return os.environ.get("WANDB_MODE") or ("online" if known else "offline")
+    wanted = (os.environ.get("WANDB_MODE") or ("online" if known else "offline")) if mode == "auto" else mode
+    return "online" if wanted == "online" else "offline"

@@ -74,7 +74,7 @@ def attention_forward(
 ) -> tuple[Tensor, None]:
     """The function that transformers calls in every attention module (see the module docstring)."""
     if isinstance(key, Tensor):
-        return sdpa_attention_forward(  # type: ignore[no-any-return]
+        return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling

@@ -294,7 +294,7 @@ class KVCache(Cache):
     def layer_done(self, index: int) -> None:
         """Called by a layer after it attended; the last layer ends a forward pass."""
         waiting = self.context_length is not None and not self.compressed
-        if waiting and index == len(self.layers) - 1 and self.get_seq_length() >= self.context_length:  # type: ignore[operator]
+        if waiting and index == len(self.layers) - 1 and self.get_seq_length() >= self.context_length:
             self.compress()
 
     # -- measures ------------------------------------------------------------------------------------------------

@@ -151,5 +151,5 @@ def model_fingerprint(model: PreTrainedModel) -> str:
         sample = flat[::stride][:64].to("cpu", torch.float32)
         value.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
         value.update(sample.numpy().tobytes())
-    model._kvgauge_fingerprint = value.hexdigest()[:16]  # type: ignore[assignment]
+    model._kvgauge_fingerprint = value.hexdigest()[:16]
     return str(model._kvgauge_fingerprint)

@@ -14,7 +14,7 @@ from kvgauge.benchmarks.longbench.datasets import DATASETS, Dataset, Edition, ta
 from kvgauge.benchmarks.longbench.prompts import prompt_formats
 from kvgauge.benchmarks.longbench.rows import Files, Row
 from kvgauge.benchmarks.longbench.truncation import fit
-from kvgauge.benchmarks.ruler.spec import Sample
+from kvgauge.benchmarks.sample import Sample
 from kvgauge.evaluation.prompting import Template
 
 if TYPE_CHECKING:

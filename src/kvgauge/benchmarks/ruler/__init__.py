@@ -2,7 +2,8 @@
 
 from kvgauge.benchmarks.ruler.config import RulerConfig
 from kvgauge.benchmarks.ruler.generation import generate
-from kvgauge.benchmarks.ruler.spec import PromptLength, Sample, TaskSpec
+from kvgauge.benchmarks.ruler.spec import TaskSpec
 from kvgauge.benchmarks.ruler.tasks import TASKS
+from kvgauge.benchmarks.sample import PromptLength, Sample
 
 __all__ = ["TASKS", "PromptLength", "RulerConfig", "Sample", "TaskSpec", "generate"]

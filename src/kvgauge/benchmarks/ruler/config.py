@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from kvgauge.benchmarks.ruler.generation import generate
-from kvgauge.benchmarks.ruler.spec import PromptLength, Sample
 from kvgauge.benchmarks.ruler.tasks import TASKS
+from kvgauge.benchmarks.sample import PromptLength, Sample
 from kvgauge.benchmarks.sources import Sources
 from kvgauge.errors import UserError, unknown
 

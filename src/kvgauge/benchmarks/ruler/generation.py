@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kvgauge.benchmarks.ruler.fitting import largest_fit
-from kvgauge.benchmarks.ruler.spec import Draft, Draw, PromptLength, Sample, TaskSpec
+from kvgauge.benchmarks.ruler.spec import Draft, Draw, TaskSpec
 from kvgauge.benchmarks.ruler.tasks import TASKS
+from kvgauge.benchmarks.sample import PromptLength, Sample
 from kvgauge.benchmarks.sources import Sources
 from kvgauge.errors import UserError, unknown
 
