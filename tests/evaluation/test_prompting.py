@@ -31,6 +31,11 @@ def test_the_template_is_split_around_the_texts(chat_tokenizer: PreTrainedTokeni
     assert Template.of(chat_tokenizer, chat=False) == Template("", "")
 
 
+def test_a_template_may_leave_earlier_turns_out(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.chat_template = "<|user|>{{ messages[-1].content }}<|assistant|>"
+    assert Template.of(tokenizer) == Template("<|user|>", "<|assistant|>", "\n\n")
+
+
 def test_a_conversation_is_what_the_chat_template_makes_of_it(chat_tokenizer: PreTrainedTokenizerBase) -> None:
     template = Template.of(chat_tokenizer)
     first = encode(chat_tokenizer, template, "Context. ", "First?")

@@ -51,7 +51,9 @@ class Template:
         before, _, after = str(text).partition(_MARK)
         turns = [user, {"role": "assistant", "content": _MARK}, user]
         talk = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        return cls(before, after, str(talk).split(_MARK)[2])
+        parts = str(talk).split(_MARK)
+        # A template that leaves earlier turns out says nothing about what stands between them.
+        return cls(before, after, parts[2]) if len(parts) == 4 else cls(before, after)
 
 
 @dataclass(frozen=True)
