@@ -14,6 +14,8 @@ from kvgauge.caches.buffers import GrowingBuffer
 # eigenvalue) moves the reconstruction error by far less than 1e-5 of itself; below it the moment is made in float64.
 SAFE_TAIL = 1e-3
 
+MOMENT_BLOCKS = 4  # of columns: a symmetric moment is made by rows of blocks, from the diagonal on
+
 
 @dataclass(frozen=True)
 class TruncatedSVD:
@@ -56,13 +58,11 @@ class TruncatedSVD:
 
     def _leading(self, rows: Tensor, rank: int) -> Tensor:
         """The leading eigenvectors (columns, rank) of ``rowsᵀ rows``, largest eigenvalue first."""
-        moment = rows.T @ rows
-        if self.randomized and rank + self.oversampling < moment.shape[0]:
-            return self._sketch(moment, rank)
-        values, vectors = torch.linalg.eigh(moment)
+        if self.randomized and rank + self.oversampling < rows.shape[1]:
+            return self._sketch(rows.T @ rows, rank)
+        values, vectors = torch.linalg.eigh(upper_moment(rows), UPLO="U")
         if rows.dtype == torch.float32 and values[:-rank].clamp_min(0).sum() < SAFE_TAIL * values[-1]:
-            exact = rows.double()
-            vectors = torch.linalg.eigh(exact.T @ exact)[1]
+            vectors = torch.linalg.eigh(upper_moment(rows.double()), UPLO="U")[1]
         return vectors[:, -rank:].flip(-1).to(rows.dtype)
 
     def _sketch(self, moment: Tensor, rank: int) -> Tensor:
@@ -73,6 +73,17 @@ class TruncatedSVD:
             probe = torch.linalg.qr(moment @ probe)[0]
         vectors = torch.linalg.eigh(probe.T @ moment @ probe)[1]
         return probe @ vectors[:, -rank:].flip(-1)
+
+
+def upper_moment(rows: Tensor) -> Tensor:
+    """The upper triangle of ``rowsᵀ rows``, in 0.6 of the time of the whole; what is below the diagonal is arbitrary."""
+    features = rows.shape[1]
+    moment = rows.new_zeros(features, features)
+    width = -(-features // MOMENT_BLOCKS)
+    for start in range(0, features, width):
+        stop = min(start + width, features)
+        torch.mm(rows[:, start:stop].T, rows[:, start:], out=moment[start:stop, start:])
+    return moment
 
 
 class SharedSubspace:
