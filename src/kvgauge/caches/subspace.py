@@ -76,7 +76,7 @@ class TruncatedSVD:
 
 
 def upper_moment(rows: Tensor) -> Tensor:
-    """The upper triangle of ``rowsᵀ rows``, in 0.6 of the time of the whole; what is below the diagonal is arbitrary."""
+    """The upper triangle of ``rowsᵀ rows``, in 0.6 of the whole's time; what is below the diagonal is arbitrary."""
     features = rows.shape[1]
     moment = rows.new_zeros(features, features)
     width = -(-features // MOMENT_BLOCKS)
