@@ -91,10 +91,10 @@ def counted_attention(
         part = query[:, :, first:last].reshape(batch, kv_heads, groups * rows, head_dim) * scaling
         scores = (part @ keys[:, :, :seen].transpose(-1, -2)).to(exact).view(batch, kv_heads, groups, rows, seen)
         if bias is not None:
-            scores = scores + bias[..., :seen]
+            scores.add_(bias[..., :seen])
         if rows > 1:
             later = torch.ones(rows, rows, dtype=torch.bool, device=query.device).triu(1)
-            scores = scores.masked_fill(functional.pad(later, (seen - rows, 0)), HIDDEN)
+            scores[..., seen - rows :].masked_fill_(later, HIDDEN)
         weights = torch.softmax(scores, dim=-1).view(batch, kv_heads, groups * rows, seen)
         counts = weights.new_ones(1, 1, 1, groups * rows)
         if valid is not None:

@@ -47,7 +47,7 @@ def value_deltas(shares: Tensor, values: Tensor) -> Tensor:
     values = values.to(shares.dtype)
     total = shares.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(shares.dtype).tiny)
     output = (shares / total).unsqueeze(2) @ values
-    return torch.linalg.vector_norm(values - output, ord=1, dim=-1)
+    return (values - output).abs().sum(dim=-1)
 
 
 def segment_sums(rows: Tensor, segments: Tensor, count: int) -> Tensor:

@@ -101,9 +101,15 @@ class Streaming(Method):
     def new_cache(
         self, model: PreTrainedModel, fitted: Fitted | None = None, *, context_length: int | None = None
     ) -> MergingCache:
-        facts = model_facts(model)
+        facts, rotary = model_facts(model), Rotary(model)
+        policy = self.policy(facts)
+        layers = [self.layer_type(policy, rotary) for _ in range(facts.num_layers)]
+        return self.cache_type(layers, context_length=context_length)
+
+    def policy(self, facts: ModelFacts) -> MergePolicy:
+        """What the layers of a cache go by."""
         pairs, gamma, clip = self.policy_options
-        policy = MergePolicy(
+        return MergePolicy(
             name=self.name,
             entries=lambda tokens: self.entries(tokens, facts),
             start=self.start,
@@ -113,9 +119,6 @@ class Streaming(Method):
             gamma=gamma,
             clip=clip,
         )
-        rotary = Rotary(model)
-        layers = [self.layer_type(policy, rotary) for _ in range(facts.num_layers)]
-        return self.cache_type(layers, context_length=context_length)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ def asymmetry(rows: Sequence[dict[str, Any]]) -> Figure:
         rows: of `kvgauge.measure.asymmetry.weight_rows` and `cosine_rows`.
     """
     frame = pd.DataFrame.from_records(list(rows))
-    figure = Figure(figsize=(11.5, 3.6))
+    figure = Figure(figsize=(13.0, 3.6))
     ranks, spectra, cosines = figure.subplots(1, 3)
     for quantity, rows_of in frame[frame["effective_rank"].notna()].groupby("quantity", sort=False):
         colour = COLOUR_OF[str(quantity)]
@@ -54,5 +54,5 @@ def asymmetry(rows: Sequence[dict[str, Any]]) -> Figure:
         axes.set_xlabel("layer")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     ranks.legend()
-    cosines.legend(fontsize=8)
+    cosines.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
