@@ -120,6 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--no-peaks", action="store_true", help="times alone")
     parser.add_argument("--chunk", type=int, default=PREFILL_CHUNK, help=argparse.SUPPRESS)
     parser.add_argument("--peak-of", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -131,8 +132,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_length(model, max(options.tokens, options.long), "the prompt of the measurement")
     seconds, of_processors = times(model, options)
     del model
-    peaks = {way: peak_alone(options, way, options.tokens) for way in WAYS}
-    long = {way: peak_alone(options, way, options.long) for way in LONG} if options.long else {}
+    peaks, long = {}, {}
+    if not options.no_peaks:
+        peaks = {way: peak_alone(options, way, options.tokens) for way in WAYS}
+        long = {way: peak_alone(options, way, options.long) for way in LONG} if options.long else {}
     print(json.dumps(report(options, seconds, of_processors, peaks, long)))
 
 
@@ -158,6 +161,8 @@ def report(
         if way != "kvslimmer":
             made[f"kvslimmer_time_over_{way}"] = middle["kvslimmer"] / middle[way]
             made[f"kvslimmer_processor_time_over_{way}"] = busy["kvslimmer"] / busy[way]
+            if not peaks:
+                continue
             made[f"kvslimmer_peak_over_{way}"] = added(peaks["kvslimmer"]) / added(peaks[way])
     if long:
         made |= {"long_tokens": options.long, "long_peaks": long}
