@@ -44,7 +44,9 @@ def run(cfg: DictConfig) -> None:
     ]
     shown = {key: value for key, value in configuration.plain(cfg).items() if key not in ("out", "artifacts")}
     page = build_report(
-        *(chosen[name] for name in INPUTS),
+        chosen["evaluate"],
+        chosen["merge"],
+        chosen["latency"],
         out_dir=directory,
         provenance={"configuration": shown, "configuration hash": digest(shown), **provenance.environment()},
         extra_figures=figures,
