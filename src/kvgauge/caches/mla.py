@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,15 +76,18 @@ class LatentTokens:
         return weights @ self.latents
 
 
-class LatentAttentionLayer(LayerCache):
-    """A layer of an MLA model: what it stores stands for latents and rotary keys.
+class TakesLatents:
+    """Marks a layer whose `attend` takes the queries of an MLA model and returns its outputs.
 
-    `attend` takes the model's own queries and returns the model's own outputs.
+    Attributes:
+        projections: of the module that attends, set before every attention: the layer itself holds no weights.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.projections: UpProjections | None = None  # set before every attention: the layer holds no weights
+    projections: UpProjections | None = None
+
+
+class LatentAttentionLayer(TakesLatents, LayerCache):
+    """A layer of an MLA model: what it stores stands for latents and rotary keys."""
 
     @abstractmethod
     def segments(self) -> list[Segment]:
@@ -157,16 +161,20 @@ class LatentAttendable:
     """
 
     def __init__(self, layer: object, module: nn.Module) -> None:
-        if not isinstance(layer, LatentAttentionLayer):
+        if not isinstance(layer, TakesLatents):
             raise UserError(
                 f"{type(layer).__name__} needs keys and values per head, and this model caches latents (MLA): "
-                f"use full or xkv"
+                f"use full, xkv, ksvd or kqsvd"
             )
-        self.layer, self.projections = layer, UpProjections(module)
+        self.layer: Any = layer
+        self.projections = UpProjections(module)
 
     def attend(
         self, query: Tensor, *, attention_mask: Tensor | None, scaling: float, position_ids: Tensor | None
     ) -> Tensor:
         """See `kvgauge.caches.attention.Attendable`."""
         self.layer.projections = self.projections
-        return self.layer.attend(query, attention_mask=attention_mask, scaling=scaling, position_ids=position_ids)
+        output: Tensor = self.layer.attend(
+            query, attention_mask=attention_mask, scaling=scaling, position_ids=position_ids
+        )
+        return output

@@ -10,6 +10,7 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
 from kvgauge.caches.attention import exact_attention
+from kvgauge.caches.mla import TakesLatents
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,33 @@ class ObservingLayer(CacheLayerMixin):
         return -1
 
 
-def observing_cache(num_layers: int, observe: Callable[[Observation], None]) -> Cache:
-    """A cache for one forward pass after another, each a sequence of its own, that shows all of them to `observe`."""
-    return Cache(layers=[ObservingLayer(layer, observe) for layer in range(num_layers)])
+class ObservingLatentLayer(TakesLatents, ObservingLayer):
+    """The same for a layer of an MLA model: latents are shown as keys and as values, queries as they meet them.
+
+    What is shown is (batch, num_attention_heads, tokens, kv_lora_rank) for the queries, without their rotary part, and
+    (batch, 1, tokens, kv_lora_rank) for the latents.
+    """
+
+    def attend(
+        self, query: Tensor, *, attention_mask: Tensor | None, scaling: float, position_ids: Tensor | None
+    ) -> Tensor:
+        """See `kvgauge.caches.attention.Attendable`."""
+        assert self._seen is not None
+        assert self.projections is not None
+        latents, rotary = self._seen
+        self._seen = None
+        absorbed = self.projections.absorb(query)[..., : latents.shape[-1]]
+        self.observe(Observation(self.layer, absorbed, latents, latents, position_ids))
+        return exact_attention(query, *self.projections.expand(latents, rotary), attention_mask, scaling)
+
+
+def observing_cache(num_layers: int, observe: Callable[[Observation], None], *, latents: bool = False) -> Cache:
+    """A cache for one forward pass after another, each a sequence of its own, that shows all of them to `observe`.
+
+    Args:
+        num_layers: of the model.
+        observe: called once per layer and pass.
+        latents: the model has multi-head latent attention.
+    """
+    kind = ObservingLatentLayer if latents else ObservingLayer
+    return Cache(layers=[kind(layer, observe) for layer in range(num_layers)])

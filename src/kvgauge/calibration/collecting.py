@@ -20,6 +20,9 @@ from kvgauge.models.rotary import Rotary
 def collect(model: PreTrainedModel, token_batches: Iterable[Tensor], *, progress: bool = False) -> Moments:
     """Second moments of K, Q and V per layer and kv-head, pre- and post-RoPE, in float64.
 
+    Models with multi-head latent attention give the moments of their latents, which are keys and values at once, and of
+    the queries with W_UK absorbed.
+
     Memory does not depend on the number of tokens. Results of several processes or shards add up with ``+``.
 
     Args:
@@ -33,7 +36,7 @@ def collect(model: PreTrainedModel, token_batches: Iterable[Tensor], *, progress
     facts = model_facts(model)
     shape = (facts.num_layers, facts.num_key_value_heads, facts.head_dim, facts.head_dim)
     sums = {name: torch.zeros(shape, dtype=torch.float64, device=model.device) for name in NAMES}
-    rotary = Rotary(model)
+    rotary = None if facts.latent is not None else Rotary(model)  # MLA's latents carry no rotation
     tokens = 0
 
     def observe(seen: Observation) -> None:
@@ -44,13 +47,13 @@ def collect(model: PreTrainedModel, token_batches: Iterable[Tensor], *, progress
             "k_post": seen.keys,
             "q_post": seen.queries,
             "v": seen.values,
-            "k_pre": rotary.unrotate(seen.keys, positions),
-            "q_pre": rotary.unrotate(seen.queries, positions),
+            "k_pre": seen.keys if rotary is None else rotary.unrotate(seen.keys, positions),
+            "q_pre": seen.queries if rotary is None else rotary.unrotate(seen.queries, positions),
         }
         for name, rows in states.items():
             sums[name][seen.layer].add_(second_moment(rows, facts.num_key_value_heads).to(sums[name].device))
 
-    cache = observing_cache(facts.num_layers, observe)
+    cache = observing_cache(facts.num_layers, observe, latents=facts.latent is not None)
     for batch in tqdm(token_batches, desc="collect", unit="batch", disable=not progress):
         ids = batch.unsqueeze(0) if batch.ndim == 1 else batch
         check_length(model, ids.shape[1], "a calibration sequence")

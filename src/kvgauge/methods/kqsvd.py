@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from kvgauge.errors import UserError
 from kvgauge.methods.factorization import Pair, product_pair
 from kvgauge.methods.low_rank import LowRankPerHead
-from kvgauge.models.facts import model_facts, output_weight
+from kvgauge.models.facts import latent_output_weight, model_facts, output_weight
 
 if TYPE_CHECKING:
     from kvgauge.calibration.moments import Moments
@@ -48,6 +48,22 @@ class KQSVD(LowRankPerHead):
             [self.output_moment(model, layer).to(moments.values().device) for layer in range(moments.num_layers)]
         )
         return product_pair(moments.values(), output, balanced=self.balanced)
+
+    def latent_pair(self, moments: Moments, model: PreTrainedModel) -> Pair:
+        """The pair that is optimal for both products of a latent, ``C [Q/‖CQᵀ‖, W/‖CW‖]``, set side by side.
+
+        With W_UK absorbed, all heads' queries Q meet the same latents C in the scores ``C Qᵀ``; with W_UV absorbed, the
+        output is made of ``C W``, ``W_h = W_UVᵀ W_O`` of every head. C is stored once, so a single rank-r factor must
+        serve both; the closed form minimises the sum of their relative squared errors.
+        """
+        latents, queries = moments.keys(self.rope), moments.queries(self.rope)
+        outputs = []
+        for layer in range(moments.num_layers):
+            weight = latent_output_weight(model, layer).double()
+            outputs.append(torch.einsum("hrd,hsd->rs", weight, weight)[None].to(latents.device))
+        products = (queries, torch.stack(outputs))
+        scaled = [right / (latents * right).sum(dim=(-2, -1), keepdim=True) for right in products]
+        return product_pair(latents, scaled[0] + scaled[1], balanced=self.balanced)
 
     def energies(self, spectrum: Tensor) -> Tensor:
         return spectrum

@@ -27,5 +27,8 @@ class KSVD(LowRankPerHead):
     def value_pair(self, moments: Moments, model: PreTrainedModel) -> Pair:
         return principal_pair(moments.values())
 
+    def latent_pair(self, moments: Moments, model: PreTrainedModel) -> Pair:
+        return principal_pair(moments.keys(self.rope))
+
     def energies(self, spectrum: Tensor) -> Tensor:
         return spectrum.square()

@@ -13,12 +13,13 @@ from transformers import PreTrainedModel
 
 from kvgauge.caches.base import KVCache
 from kvgauge.caches.latents import HeadProjections, LatentLayer
+from kvgauge.caches.latents_mla import ProjectedLatentLayer
 from kvgauge.caches.streaming_latents import StreamingLatentCache, StreamingLatentLayer
 from kvgauge.errors import UserError
 from kvgauge.methods.base import Method, check_fitted
 from kvgauge.methods.factorization import Pair
 from kvgauge.methods.fitted import Fitted
-from kvgauge.methods.ranks import Ranks, budget_ranks, epsilon_ranks, explicit_ranks
+from kvgauge.methods.ranks import Ranks, budget_ranks, epsilon_ranks, explicit_ranks, latent_ranks
 from kvgauge.models.facts import model_facts, model_fingerprint
 
 if TYPE_CHECKING:
@@ -92,6 +93,14 @@ class LowRankPerHead(Method):
     def value_pair(self, moments: Moments, model: PreTrainedModel) -> Pair:
         """The pair of values, shapes as `key_pair`."""
 
+    def latent_pair(self, moments: Moments, model: PreTrainedModel) -> Pair:
+        """The pair of MLA's latents, which are keys and values at once: one pair serves both.
+
+        Raises:
+            UserError: the method has none.
+        """
+        raise UserError(f"{self.name} has no pair for latents that are keys and values at once (MLA): use kqsvd or xkv")
+
     @abstractmethod
     def energies(self, spectrum: Tensor) -> Tensor:
         """What the tolerance ε counts, from a spectrum: chosen so that the decays of the methods compare."""
@@ -104,7 +113,11 @@ class LowRankPerHead(Method):
         """
         moments.check(model)
         start = time.perf_counter()
-        keys, values = self.key_pair(moments), self.value_pair(moments, model)
+        facts = model_facts(model)
+        if facts.latent is None:
+            keys, values = self.key_pair(moments), self.value_pair(moments, model)
+        else:
+            keys = values = self.latent_pair(moments, model)
         tensors = {
             "A": keys.A,
             "B": keys.B,
@@ -120,17 +133,17 @@ class LowRankPerHead(Method):
             "model_name": moments.metadata.get("model_name", ""),
             "moments": moments.metadata,
             "floored_eigenvalues": {"keys": keys.floored, "values": values.floored},
+            "qk_rope_head_dim": None if facts.latent is None else facts.latent.qk_rope_head_dim,
             "seconds": time.perf_counter() - start,
         }
         fitted = Fitted(tensors, metadata)
-        facts = model_facts(model)
         metadata["ranks"] = self.ranks(fitted, facts.num_layers, facts.head_dim)
         return fitted
 
     # -- ranks ---------------------------------------------------------------------------------------------------
 
     def ranks(self, fitted: Fitted, num_layers: int, head_dim: int, context_length: int | None = None) -> Ranks:
-        """(rank_k, rank_v) per layer.
+        """(rank_k, rank_v) per layer; for MLA's latents the same rank twice.
 
         Args:
             fitted: holds the spectra that ε needs.
@@ -143,6 +156,13 @@ class LowRankPerHead(Method):
         """
         rank_k = self.rank if self.rank_k is None else self.rank_k
         rank_v = self.rank if self.rank_v is None else self.rank_v
+        rotary = fitted.metadata.get("qk_rope_head_dim")
+        if rotary is not None:
+            if rank_k != rank_v:
+                raise UserError(f"rank_k and rank_v of {self.name}: this model has one latent (MLA), give rank instead")
+            if rank_k is None and self.epsilon is None:
+                assert self.budget is not None
+                return latent_ranks(self.name, self.budget, num_layers, head_dim, rotary)
         if rank_k is not None and rank_v is not None:
             return explicit_ranks(self.name, rank_k, rank_v, num_layers, head_dim)
         if self.epsilon is not None:
@@ -183,7 +203,9 @@ class LowRankPerHead(Method):
         if self.rope == "pre":
             raise UserError(f"{self.name} with rope: pre is for fidelity studies only: use rope: post for a cache")
         facts = model_facts(model)
-        self.ranks(known, facts.num_layers, facts.head_dim)  # refuses bad ranks before any work is done
+        ranks = self.ranks(known, facts.num_layers, facts.head_dim)  # refuses bad ranks before any work is done
+        if facts.latent is not None:
+            return KVCache(self._latent_layers(model, known, ranks), context_length=context_length)
 
         def projections(layer: int, tokens: int) -> HeadProjections:
             rank_k, rank_v = self.ranks(known, facts.num_layers, facts.head_dim, tokens)[layer]
@@ -199,3 +221,13 @@ class LowRankPerHead(Method):
             for layer in range(facts.num_layers)
         ]
         return cache_type(layers, context_length=context_length)
+
+    def _latent_layers(self, model: PreTrainedModel, known: Fitted, ranks: Ranks) -> list[ProjectedLatentLayer]:
+        if self.sinks or self.window or self.compress_prefill:
+            raise UserError(f"{self.name} projects every latent (MLA): leave out sinks, window and compress_prefill")
+        layers = []
+        for layer, (rank, _) in enumerate(ranks):
+            weight = model.get_decoder().layers[layer].self_attn.o_proj.weight
+            A, B = (known.tensors[name][layer, 0, :, :rank].to(weight).contiguous() for name in ("A", "B"))
+            layers.append(ProjectedLatentLayer(A, B))
+        return layers

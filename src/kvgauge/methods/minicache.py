@@ -92,7 +92,8 @@ class MiniCache(Method):
         facts = model_facts(model)
         if facts.latent is not None:
             raise UserError(
-                f"{self.name} merges keys and values per head, and this model caches latents (MLA): use full or xkv"
+                f"{self.name} merges keys and values per head, and this model caches latents (MLA): "
+                f"use full, xkv or kqsvd"
             )
         if self.budget is not None:
             self.retained(facts, facts.max_positions)  # refuses what cannot work before any work is done

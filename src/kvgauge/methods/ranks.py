@@ -40,9 +40,36 @@ def budget_ranks(name: str, numbers: float, num_layers: int, head_dim: int) -> R
     if total < 2 * num_layers:
         least = 1.0 / head_dim
         raise UserError(f"the budget of {name} does not pay for rank 1: raise it to {least:g} or above")
+    return [(share // 2, share - share // 2) for share in _spread(total, num_layers)]
+
+
+def latent_ranks(name: str, budget: float, num_layers: int, kv_lora_rank: int, rotary: int) -> Ranks:
+    """Ranks of MLA's latents that keep the cached bytes within `budget`; the rotary keys stay and count.
+
+    Args:
+        name: of the method, for the error message.
+        budget: share of the ``kv_lora_rank + rotary`` numbers per token and layer.
+        num_layers: of the model.
+        kv_lora_rank: dimension of a latent.
+        rotary: dimension of a rotary key.
+
+    Raises:
+        UserError: the budget does not pay for rank 1 beside the rotary keys.
+    """
+    width = kv_lora_rank + rotary
+    total = min(int((budget * width - rotary) * num_layers + 1e-9), kv_lora_rank * num_layers)
+    if total < num_layers:
+        raise UserError(
+            f"budget {budget:g} of {name} does not pay for rank 1 beside the rotary keys: "
+            f"raise it to {(rotary + 1) / width:.3g} or above"
+        )
+    return [(rank, rank) for rank in _spread(total, num_layers)]
+
+
+def _spread(total: int, num_layers: int) -> list[int]:
+    """`total` over the layers, evenly up to one."""
     base, extra = divmod(total, num_layers)
-    sums = [base + ((layer + 1) * extra // num_layers - layer * extra // num_layers) for layer in range(num_layers)]
-    return [(share // 2, share - share // 2) for share in sums]
+    return [base + ((layer + 1) * extra // num_layers - layer * extra // num_layers) for layer in range(num_layers)]
 
 
 def epsilon_ranks(energies_k: Tensor, energies_v: Tensor, epsilon: float) -> Ranks:

@@ -121,6 +121,15 @@ def output_weight(model: PreTrainedModel, layer: int) -> Tensor:
     return weight.T.reshape(heads, weight.shape[1] // heads, weight.shape[0])
 
 
+def latent_output_weight(model: PreTrainedModel, layer: int) -> Tensor:
+    """``W_UVᵀ W_O`` of one MLA layer, (num_attention_heads, kv_lora_rank, hidden_size): head h adds ``(p C) W[h]``."""
+    latent = model_facts(model).latent
+    assert latent is not None
+    weight: Tensor = attention_modules(model)[layer].kv_b_proj.weight  # type: ignore[union-attr, assignment]
+    per_head = weight.view(-1, latent.qk_nope_head_dim + latent.v_head_dim, latent.kv_lora_rank)
+    return per_head[:, latent.qk_nope_head_dim :].transpose(1, 2) @ output_weight(model, layer)
+
+
 def check_length(model: PreTrainedModel, tokens: int, what: str = "the context") -> None:
     """Refuse more tokens than the model has positions.
 
