@@ -284,6 +284,7 @@ def test_guards_are_counted_per_layer(model: PreTrainedModel, ids: Tensor) -> No
     with torch.no_grad():
         model(ids[:, :CONTEXT], past_key_values=plain)  # a forward pass without a loss: nothing to weigh the keys by
     assert plain.guard_counts == plain.merge_counts
+    assert plain.remarks() == {"merges": plain.merge_counts, "guarded_merges": plain.guard_counts}
     assert all(count > 0 for count in plain.guard_counts)
 
 

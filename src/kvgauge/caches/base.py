@@ -314,6 +314,10 @@ class KVCache(Cache):
         """Bytes that serve every sequence alike, such as projections."""
         return sum(layer.fixed_nbytes() for layer in self.layers)
 
+    def remarks(self) -> dict[str, list[int]]:
+        """What a method counted while it compressed, one number per layer, by name."""
+        return {}
+
     def physical_length(self, layer_idx: int = 0) -> int:
         """Stored entries of a layer."""
         return int(self.layers[layer_idx].physical_length)

@@ -465,6 +465,9 @@ class MergingCache(KVCache):
         """Of each layer: those merges whose quadratic form had no usable minimiser; see `merge_keys.key_weights`."""
         return [layer.guard_count for layer in self.layers]
 
+    def remarks(self) -> dict[str, list[int]]:
+        return {"merges": self.merge_counts, "guarded_merges": self.guard_counts}
+
     def reset(self) -> None:
         super().reset()
         self.expected, self.expected_padding = self.context_length or 0, None
