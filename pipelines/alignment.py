@@ -50,8 +50,8 @@ def run(cfg: DictConfig) -> None:
         config,
         title=f"Layers of {cfg.model.name}",
         caption=f"Layer against layer, keys before the rotation: the cosine of the same token, centred kernel "
-        f"alignment, and the mean squared cosine of the principal angles between the {rank} dominant left singular vectors "
-        f"(unrelated subspaces: {rank / tokens.shape[1]:.2f}).",
+        f"alignment, and the mean squared cosine of the principal angles between the {rank} dominant left "
+        f"singular vectors (unrelated subspaces: {rank / tokens.shape[1]:.2f}).",
     )
     track(cfg, directory)
     print(directory)
