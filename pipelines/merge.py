@@ -41,7 +41,7 @@ def run(cfg: DictConfig) -> None:
     model_rows: list[dict[str, Any]] = []
     for sequence, (context, continuation) in enumerate(tqdm(contexts(cfg, model, tokenizer), desc="merge")):
         facts = {"model": cfg.model.name, "method": method.name, "sequence": sequence}
-        if isinstance(method, LowRankPerHead) and fitted is not None:
+        if isinstance(method, LowRankPerHead) and fitted is not None and model_facts(model).latent is None:
             ranks = [(rank, rank) for rank in cfg.fidelity.ranks]
             for row in fidelity.projection_errors(model, fitted, method.rope, ranks, context):
                 error_rows.append(row | facts | {"budget": None})

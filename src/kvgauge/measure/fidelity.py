@@ -192,6 +192,8 @@ def projection_errors(
 def cache_errors(model: PreTrainedModel, cache: KVCache, ids: Tensor) -> Iterator[dict[str, object]]:
     """FIDELITY rows of a compressed cache that can say what its keys and values stand for.
 
+    Six errors: what a cache does to the queries is part of its scores, not seen from outside.
+
     Raises:
         UserError: the cache cannot (merged and evicted entries); it has KL and perplexity only.
     """
@@ -200,6 +202,7 @@ def cache_errors(model: PreTrainedModel, cache: KVCache, ids: Tensor) -> Iterato
         tokens = seen.keys.shape[2]
         guess = Approximation(keys[:, :, :tokens], values[:, :, :tokens], seen.queries)
         (errors,) = layer_errors(seen, [guess], output_weight(model, seen.layer))
+        del errors["Q"]
         yield from ({"layer": seen.layer, "quantity": name, "error": error} for name, error in errors.items())
 
 
