@@ -264,7 +264,9 @@ class MergedLayer(LayerCache):
             lags = torch.tensor(self.lags, device=query.device)[:, None]
             offsets = -lags if offsets is None else offsets - lags
         if offsets is not None:
-            query, keys = self.rotary.shift(query, offsets), self.rotary.shift(keys, offsets)
+            # as one tensor: at decoding the angles cost more than the rotation
+            both = self.rotary.shift(torch.cat([query, keys], dim=1), offsets)
+            query, keys = both.split([query.shape[1], keys.shape[1]], dim=1)
         return query, keys, valid
 
     @torch.no_grad()
