@@ -95,3 +95,21 @@ def test_the_layout_is_what_its_name_says() -> None:
 def test_reading_an_empty_buffer_is_refused() -> None:
     with pytest.raises(RuntimeError, match="empty"):
         GrowingBuffer().view()
+
+
+def test_a_reservation_is_for_the_first_allocation_only() -> None:
+    buffer = GrowingBuffer(step=8)
+    buffer.reserve(200)
+    buffer.append(rows(200))
+    buffer.append(rows(1))
+    assert buffer.nbytes() == 2 * 3 * (200 + 8) * 5 * 4
+
+
+@LAYOUTS
+def test_trim_gives_back_spare_capacity(dimension_major: bool) -> None:
+    buffer, whole = GrowingBuffer(dimension_major=dimension_major), rows(9)
+    buffer.reserve(100)
+    buffer.append(whole)
+    buffer.trim()
+    assert buffer.nbytes() == whole.nbytes
+    assert torch.equal(buffer.view(), whole)

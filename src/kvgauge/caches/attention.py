@@ -18,8 +18,9 @@ from transformers.masking_utils import sdpa_mask
 
 NAME = "kvgauge"
 
-# Scores of one block of queries may take this many bytes: long prompts attend block by block.
-SCORE_BLOCK_BYTES = 64 * 2**20
+# Scores of one block of queries may take this many bytes: long prompts attend block by block. A few such blocks live at
+# a time, and they stay in a processor's last-level cache.
+SCORE_BLOCK_BYTES = 8 * 2**20
 
 
 @runtime_checkable

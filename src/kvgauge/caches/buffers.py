@@ -24,13 +24,14 @@ class GrowingBuffer:
         self.step = step
         self.dimension_major = dimension_major
         self.length = 0
+        self._reserved = 0  # tokens of capacity of the first allocation
         self._storage: Tensor | None = None  # (…, capacity, dimension), the last two swapped if dimension_major
 
     def append(self, rows: Tensor) -> None:
         """Add rows (…, new tokens, dimension)."""
         new = rows.shape[-2]
         if self._storage is None:
-            self._storage = self._empty(rows, max(new, self.step))
+            self._storage = self._empty(rows, max(new, self.step, self._reserved))
         elif self.length + new > self._capacity:
             self._resize(self.length + max(new, self.step))
         self._slots(self.length, self.length + new).copy_(rows)
@@ -59,9 +60,10 @@ class GrowingBuffer:
 
     def reserve(self, tokens: int) -> None:
         """Capacity for `tokens` tokens in all, at the next append at the latest."""
+        self._reserved = tokens
         if self._storage is None:
-            self.step = max(self.step, tokens)
-        elif tokens > self._capacity:
+            return
+        if tokens > self._capacity:
             self._resize(tokens)
 
     def view(self) -> Tensor:

@@ -64,6 +64,9 @@ class StreamingLatentLayer(LatentLayer):
             return
         keys, values = self.exact_keys.view(), self.exact_values.view()
         start = 0 if self._absorbed else self._take_sinks(keys, values, surplus)
+        if not self._absorbed and self.expected is not None:
+            for latents in (self.latent_keys, self.latent_values):
+                latents.reserve(self.expected - start - self.window)  # growing would hold the old and the new at once
         for latents, projection, rows in (
             (self.latent_keys, self.projections.A, keys),
             (self.latent_values, self.projections.A_v, values),
