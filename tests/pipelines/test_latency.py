@@ -110,7 +110,7 @@ def refusal(root: Path, *overrides: str) -> str:
 
 
 def test_a_grid_beyond_the_memory_is_refused_before_it_starts(root: Path) -> None:
-    line = refusal(root, "latency.context_lengths=[64,100000]", "latency.memory_limit=350000000")
+    line = refusal(root, "latency.context_lengths=[64,100000]", "latency.memory_limit=100000000")
     assert "1 of 2 latency points do not fit in memory: batch 1 at 100000 tokens needs about" in line
     assert not (root / "latency").exists()
 
