@@ -7,7 +7,7 @@ Writes ``prompts/…/samples.jsonl`` and, for each split, ``corpus/…/tokens.sa
 
 from __future__ import annotations
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -43,8 +43,7 @@ def prepare_prompts(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> None
 
 def prepare_corpus(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, split: Split) -> None:
     config = provenance.corpus_config(cfg, tokenizer, split)
-    named = cfg if not cfg.out else OmegaConf.merge(cfg, {"out": f"{cfg.out}-{split}"})
-    directory = stage_directory(named, "corpus", f"{cfg.corpus.name}-{split}", config)
+    directory = stage_directory(cfg, "corpus", f"{cfg.corpus.name}-{split}", config, suffix=f"-{split}")
     if complete(directory, config):
         return
     tokens = load_corpus(configuration.build(cfg.corpus, "corpus"), tokenizer, split)

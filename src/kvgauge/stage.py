@@ -88,10 +88,13 @@ def _first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def stage_directory(cfg: DictConfig, name: str, label: str, config: Mapping[str, Any]) -> Path:
-    """Where a stage writes: ``<artifacts>/<stage>/<out>``, or ``<label>-<hash of config>`` where no name is given."""
-    chosen = cfg.out or f"{re.sub(r'[^A-Za-z0-9_.@=,-]+', '-', label)}-{digest(config)[:8]}"
-    return Path(cfg.artifacts) / name / chosen
+def stage_directory(cfg: DictConfig, name: str, label: str, config: Mapping[str, Any], *, suffix: str = "") -> Path:
+    """Where a stage writes: ``<artifacts>/<stage>/<out>``, or ``<label>-<hash of config>`` where no name is given.
+
+    A stage that writes several artifacts of one kind tells them apart by a `suffix` to ``out``.
+    """
+    hashed = f"{re.sub(r'[^A-Za-z0-9_.@=,-]+', '-', label)}-{digest(config)[:8]}"
+    return Path(cfg.artifacts) / name / (f"{cfg.out}{suffix}" if cfg.out else hashed)
 
 
 def complete(directory: Path, config: Mapping[str, Any]) -> bool:

@@ -70,9 +70,7 @@ def weight_rows(model: PreTrainedModel) -> list[dict[str, Any]]:
         for quantity, name in PROJECTIONS.items():
             projection = getattr(module, name, None)
             if projection is None:
-                raise UserError(
-                    f"{type(model).__name__} has no {name}: its heads cannot be compared"
-                )
+                raise UserError(f"{type(model).__name__} has no {name}: its heads cannot be compared")
             spectrum = Spectrum.of(projection.weight, facts.head_dim)
             rows.append(
                 {

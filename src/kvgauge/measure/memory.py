@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -99,6 +100,9 @@ class Peak:
 def peak_of(job: Mapping[str, Any]) -> Peak:
     """Run one cell in a process of its own and return its peak memory.
 
+    The C library is told to give freed tensors back at once: what its heap would keep depends on the order in which
+    tensors come and go, and would hide what a cache takes.
+
     Args:
         job: what `kvgauge.measure.latency.run_alone` takes, as JSON.
 
@@ -106,7 +110,11 @@ def peak_of(job: Mapping[str, Any]) -> Peak:
         UserError: the process ended with an error.
     """
     result = subprocess.run(
-        [sys.executable, "-m", "kvgauge.measure.latency"], input=json.dumps(job), capture_output=True, text=True
+        [sys.executable, "-m", "kvgauge.measure.latency"],
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"},
     )
     if result.returncode:
         reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
