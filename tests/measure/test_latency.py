@@ -154,3 +154,9 @@ def test_a_cell_alone(node: str | None, tmp_path, fit) -> None:
     }
     memory = run_alone(json.loads(json.dumps(job)))
     assert memory["peak_bytes"] >= memory["before_bytes"] > 0
+
+
+def test_cells_may_have_fields_that_are_mappings() -> None:
+    cell = {"method": "xkv", "group_size": 2, "budget": 0.5, "sr": {"chunk": 8, "budget": 64}}
+    config = LatencyConfig(cells=[cell, cell | {"name": "again"}])
+    assert [method.label for method in config.methods([])] == ["xkv@0.5", "again@0.5"]

@@ -121,7 +121,9 @@ class LatencyConfig:
                 )
                 for cell in self.cells
             ]
-        methods = list(dict.fromkeys(methods))  # equal ones, e.g. of two moments of compression, once
+        methods = list(
+            {configuration.digest(method.config()): method for method in methods}.values()
+        )  # of two moments of compression, one
         labels = [method.label for method in methods]
         for label in labels:
             if labels.count(label) > 1:
