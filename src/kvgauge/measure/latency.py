@@ -123,7 +123,8 @@ class LatencyConfig:
             ]
         methods = list(
             {configuration.digest(method.config()): method for method in methods}.values()
-        )  # of two moments of compression, one
+        # a panel may have a method at two moments of compression: it is timed once
+        methods = list({configuration.digest(method.config()): method for method in methods}.values())
         labels = [method.label for method in methods]
         for label in labels:
             if labels.count(label) > 1:
