@@ -121,8 +121,6 @@ class LatencyConfig:
                 )
                 for cell in self.cells
             ]
-        methods = list(
-            {configuration.digest(method.config()): method for method in methods}.values()
         # a panel may have a method at two moments of compression: it is timed once
         methods = list({configuration.digest(method.config()): method for method in methods}.values())
         labels = [method.label for method in methods]
