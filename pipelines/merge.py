@@ -58,7 +58,7 @@ def run(cfg: DictConfig) -> None:
                 ]
             except UserError as refusal:  # entries of merged caches stand for several tokens
                 tqdm.write(f"{chosen.label}: no errors per layer: {refusal}")
-            measured = fidelity.model_fidelity(model, cache, context, continuation)
+            measured = fidelity.model_fidelity(model, chosen, cache, context, continuation)
             model_rows.append(cell | ranks_of[0] | asdict(measured) | cache.remarks())
     artifacts.begin(directory)
     artifacts.write_json(directory / "fidelity.json", error_rows)

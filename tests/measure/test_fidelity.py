@@ -77,8 +77,9 @@ def test_pre_rope_pairs_are_rotated_before_they_are_compared(tiny, moments, toke
 
 def test_kl_and_perplexity_of_an_exact_cache(tiny, tokens):
     model, context, more = tiny("tiny/llama"), tokens(1, 50, seed=34), tokens(1, 20, seed=35)
-    cache = fidelity.compress_context(model, kvgauge.build_method("full"), None, context)
-    found = fidelity.model_fidelity(model, cache, context, more)
+    method = kvgauge.build_method("full")
+    cache = fidelity.compress_context(model, method, None, context)
+    found = fidelity.model_fidelity(model, method, cache, context, more)
     assert abs(found.kl) < 1e-6
     with torch.no_grad():
         logits = model(torch.cat([context, more], 1)).logits[0, 50:69]
@@ -87,7 +88,7 @@ def test_kl_and_perplexity_of_an_exact_cache(tiny, tokens):
     assert found.perplexity_full == pytest.approx(float(expected), rel=1e-4)
     assert found.nbytes == found.full_nbytes == kvgauge.full_nbytes(model, 50)
     with pytest.raises(UserError, match="at least 2 tokens"):
-        fidelity.model_fidelity(model, cache, context, more[:, :1])
+        fidelity.model_fidelity(model, method, cache, context, more[:, :1])
 
 
 def test_the_published_way_gives_the_same_product():

@@ -9,7 +9,7 @@ import torch
 
 import kvgauge
 from kvgauge.caches.buffers import GROWTH_STEP
-from kvgauge.models.facts import full_nbytes, model_facts
+from kvgauge.models.facts import model_facts
 
 CONTEXT = 512
 BUDGETS = (0.875, 0.5)
@@ -52,7 +52,7 @@ def test_measured_bytes_keep_to_the_budget(name, budget, tiny, fit, tokens):
     except kvgauge.UserError as refusal:
         assert f"{budget:g}" in str(refusal)  # a method that cannot reach a budget says so
         return
-    ratio = cache.nbytes() / full_nbytes(model, CONTEXT)
+    ratio = cache.nbytes() / method.reference_nbytes(model_facts(model), CONTEXT)
     assert ratio <= budget * 1.02
     granularity = 1 / (2 * model_facts(model).head_dim * model_facts(model).num_layers)
     assert ratio >= budget - max(granularity, 0.02), cache.nbytes_by_part()
@@ -68,7 +68,8 @@ def test_the_exact_keys_and_values_are_gone(name, tiny, fit, tokens):
     assert held <= cache.nbytes() * 1.05 + 4096, "the cache holds tensors that it does not count"
     with torch.no_grad():  # and decoding does not bring them back
         model(tokens(1, 3, seed=9), past_key_values=cache)
-    assert live_nbytes(cache) - cache.fixed_nbytes() < full_nbytes(model, CONTEXT + GROWTH_STEP)
+    limit = method.reference_nbytes(model_facts(model), CONTEXT + GROWTH_STEP)
+    assert live_nbytes(cache) - cache.fixed_nbytes() < limit
 
 
 @pytest.mark.parametrize("name", kvgauge.list_methods())

@@ -50,7 +50,7 @@ class Answer:
         nbytes_end: at the end of the answer.
         nbytes_by_part: of `nbytes`.
         fixed_nbytes: projections and the like, once for all sequences.
-        full_nbytes: an uncompressed cache of as many tokens.
+        full_nbytes: an uncompressed cache of as many tokens: what the cell's budget is a share of.
         context_tokens: of this prompt, before the compression.
         compressed_tokens: of this prompt, that the compression took.
         seconds: ``prefill`` (shared by the cells that adopt it), ``compress``, ``question`` and ``decode``, of the
@@ -152,7 +152,7 @@ class Answerer:
     def _measure(self, cell: Cell, cache: KVCache, batch: Batch) -> list[dict[str, Any]]:
         """Bytes and the proof that the compression happened, for each sequence."""
         width = batch.width(cell.compress_at)
-        full = model_facts(self.model).full_nbytes(width)
+        full = cell.method.reference_nbytes(model_facts(self.model), width)
         nbytes = _share(cache.nbytes(), batch.size)
         if cache.compressed_tokens != width:
             raise RuntimeError(f"{cell.label} compressed {cache.compressed_tokens} of {width} tokens")

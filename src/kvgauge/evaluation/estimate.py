@@ -20,7 +20,7 @@ from kvgauge.evaluation.panel import Cell
 from kvgauge.evaluation.store import AnswerStore
 from kvgauge.evaluation.units import Encoder, Unit
 from kvgauge.methods.full import Full
-from kvgauge.models.facts import model_facts
+from kvgauge.models.facts import ModelFacts, model_facts
 
 PROBE_TOKENS = 512
 PROBE_STEPS = 8
@@ -134,9 +134,8 @@ def estimate(
         prefill_s += prefills * batch.size * _prefill_flops(model, width) / speed.flops
         steps = sum(max(limits) for limits in batch.max_new_tokens)
         for cell in waiting:
-            cached = int(facts.full_nbytes(width * batch.size) * (cell.budget or 1.0))
+            cached = _cached_nbytes(facts, cell, width * batch.size)
             decode_s += steps * (weights + cached) / speed.bandwidth
-    largest = max((cell.budget or 1.0) for cell in cells)
     config = model.config.get_text_config()
     rows = min(PREFILL_CHUNK, widest)
     activations = rows * (4 * config.hidden_size + 3 * config.intermediate_size) * facts.dtype.itemsize
@@ -145,7 +144,7 @@ def estimate(
         decode=decode_s / processes,
         weights=weights,
         exact=facts.full_nbytes(widest),
-        compressed=int(facts.full_nbytes(widest) * largest),
+        compressed=max(_cached_nbytes(facts, cell, widest) for cell in cells),
         activations=activations + min(SCORE_BLOCK_BYTES, rows * widest * facts.num_attention_heads * 4),
     )
 
@@ -170,6 +169,10 @@ def describe(known: Sequence[CellState], left: Estimate | None) -> str:
         f"compressed cache {_size(left.compressed)}, one forward pass {_size(left.activations)})"
     )
     return "\n".join(lines)
+
+
+def _cached_nbytes(facts: ModelFacts, cell: Cell, tokens: int) -> int:
+    return int(cell.method.reference_nbytes(facts, tokens) * (cell.budget or 1.0))
 
 
 def _weight_bytes(model: PreTrainedModel) -> int:

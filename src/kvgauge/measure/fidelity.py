@@ -236,8 +236,16 @@ def compress_context(model: PreTrainedModel, method: Method, fitted: Fitted | No
 
 
 @torch.no_grad()
-def model_fidelity(model: PreTrainedModel, cache: KVCache, context: Tensor, continuation: Tensor) -> ModelFidelity:
+def model_fidelity(
+    model: PreTrainedModel, method: Method, cache: KVCache, context: Tensor, continuation: Tensor
+) -> ModelFidelity:
     """KL and perplexity of a continuation (1, tokens) after a compressed context; the cache grows by the continuation.
+
+    Args:
+        model: that the cache was made for.
+        method: that made it: what its bytes are compared with.
+        cache: of the context, from `compress_context`.
+        context, continuation: token ids.
 
     Raises:
         UserError: fewer than two tokens of continuation.
@@ -254,6 +262,6 @@ def model_fidelity(model: PreTrainedModel, cache: KVCache, context: Tensor, cont
         perplexity=float((-after[:-1].gather(-1, targets)).mean().exp()),
         perplexity_full=float((-exact[:-1].gather(-1, targets)).mean().exp()),
         nbytes=nbytes,
-        full_nbytes=model_facts(model).full_nbytes(context.shape[1]),
+        full_nbytes=method.reference_nbytes(model_facts(model), context.shape[1]),
         nbytes_by_part=parts,
     )

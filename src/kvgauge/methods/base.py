@@ -27,8 +27,9 @@ class Method(ABC):
 
     Attributes:
         name: the name under which results are reported.
-        budget: cached bytes over the bytes of the uncompressed cache of the same logical length and dtype, at the
-            context length of the run, in (0, 1]; explicit ranks or entry counts of a method override it.
+        budget: cached bytes over the bytes of the uncompressed cache of the same logical length, at the context length
+            of the run, in (0, 1]; explicit ranks or entry counts of a method override it. The uncompressed cache holds
+            numbers of the model's dtype, or of `reference_bits`.
 
     Raises:
         UserError: a budget outside (0, 1].
@@ -49,6 +50,19 @@ class Method(ABC):
     def __post_init__(self) -> None:
         if self.budget is not None and not 0.0 < self.budget <= 1.0:
             raise UserError(f"budget {self.budget:g} of {self.name} is outside (0, 1]: give the share of bytes to keep")
+
+    @property
+    def reference_bits(self) -> int | None:
+        """Bits of a number of the uncompressed cache that bytes are compared with; None for the model's dtype.
+
+        16 for methods that quantise, whatever the dtype of the model: nobody serves 32-bit caches, and against one
+        every number of bits would look half as large as it is.
+        """
+        return None
+
+    def reference_nbytes(self, facts: ModelFacts, tokens: int) -> int:
+        """Bytes of the uncompressed cache of `tokens` tokens of one sequence: what the budget is a share of."""
+        return facts.full_nbytes(tokens, self.reference_bits)
 
     def fit(self, moments: Moments, model: PreTrainedModel) -> Fitted | None:
         """What the method learns from calibration moments; None where it learns nothing."""

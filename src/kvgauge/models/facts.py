@@ -68,9 +68,15 @@ class ModelFacts:
         """Query heads that share a key/value head: g = H / N."""
         return self.num_attention_heads // self.num_key_value_heads
 
-    def full_nbytes(self, tokens: int) -> int:
-        """Bytes of the uncompressed cache of `tokens` tokens of one sequence: keys and values, or MLA's latents."""
-        return self.num_layers * self.cached_width * self.dtype.itemsize * tokens
+    def full_nbytes(self, tokens: int, bits: int | None = None) -> int:
+        """Bytes of the uncompressed cache of `tokens` tokens of one sequence: keys and values, or MLA's latents.
+
+        Args:
+            tokens: of the sequence.
+            bits: of a number; None for those of the model's dtype.
+        """
+        itemsize = self.dtype.itemsize if bits is None else bits // 8
+        return self.num_layers * self.cached_width * itemsize * tokens
 
     def expanded_nbytes(self, tokens: int) -> int:
         """Bytes of the keys and values of all heads of `tokens` tokens: what MLA's latents stand for.
@@ -104,9 +110,9 @@ def model_facts(model: PreTrainedModel) -> ModelFacts:
     )
 
 
-def full_nbytes(model: PreTrainedModel, tokens: int) -> int:
-    """Bytes of the uncompressed cache of one sequence of `tokens` tokens, in the model's dtype."""
-    return model_facts(model).full_nbytes(tokens)
+def full_nbytes(model: PreTrainedModel, tokens: int, bits: int | None = None) -> int:
+    """Bytes of the uncompressed cache of one sequence of `tokens` tokens, of the model's dtype or `bits` a number."""
+    return model_facts(model).full_nbytes(tokens, bits)
 
 
 def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
