@@ -48,12 +48,13 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 def prompts_config(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Identity of the benchmark prompts."""
     from kvgauge.benchmarks import prompt_length, sample, sources
+    from kvgauge.evaluation import prompting
 
     package = Path(inspect.getfile(get_class(cfg.benchmark._target_))).parent
     return {
         "benchmark": plain(cfg.benchmark),
         "tokenizer": tokenizer_fingerprint(tokenizer),
-        "code": source_version(package, sample, sources, prompt_length),
+        "code": source_version(package, sample, sources, prompt_length, prompting),
     }
 
 

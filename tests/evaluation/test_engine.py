@@ -243,7 +243,8 @@ def test_later_turns_depend_on_the_moment_of_compression(
     run(tiny, [cell], units, store)
     records = [store.get(cell.fingerprint, key) for key in units[0].keys]
     tokens = [record["context_tokens"] for record in records if record]
-    assert tokens == [len(turns[0].context) + len(turns[0].question) + len(turns[0].answer_prefix)] * 2
+    prompt = f"{turns[0].context}{turns[0].question} {turns[0].answer_prefix}"  # a token is a byte
+    assert tokens == [len(prompt)] * 2
 
 
 def test_a_cut_context_is_counted(tiny: Tiny, make_cell: CellMaker, make_samples: SampleMaker, tmp_path: Path) -> None:

@@ -56,6 +56,25 @@ def test_the_answer_prefix_follows_the_template(chat_tokenizer: PreTrainedTokeni
     assert chat_tokenizer.decode(prompt.question[0]) == "Q<end>\n<|assistant|>It is"
 
 
+@pytest.mark.parametrize(
+    ("question", "prefix", "expected"),
+    [
+        ("What is it?", "The answer is", "What is it? The answer is"),
+        ("What is it?\n", "The answer is", "What is it?\nThe answer is"),
+        ("What is it?", " The answer is", "What is it? The answer is"),
+        ("What is it?", "", "What is it?"),
+        ("", "The answer is", "The answer is"),
+    ],
+)
+def test_plain_text_keeps_question_and_answer_prefix_apart(
+    tokenizer: PreTrainedTokenizerBase, question: str, prefix: str, expected: str
+) -> None:
+    plain = Template.of(tokenizer, chat=False)
+    assert tokenizer.decode(encode(tokenizer, plain, "Text.\n", question, prefix).question[0]) == expected
+    follow_up = encode_follow_up(tokenizer, plain, question, prefix)
+    assert tokenizer.decode(follow_up[0]) == plain.between + expected
+
+
 def test_neither_part_is_empty(tokenizer: PreTrainedTokenizerBase) -> None:
     plain = Template("", "")
     assert [part.shape[1] for part in vars(encode(tokenizer, plain, "context", "")).values()] == [6, 1]

@@ -54,6 +54,20 @@ def test_batches_hold_similar_lengths_and_every_sample_once(encoder: Encoder, ma
     assert [unit.keys for unit in shuffled] == [unit.keys for unit in units]
 
 
+def test_a_key_depends_on_what_shares_the_batch(encoder: Encoder, make_samples: SampleMaker) -> None:
+    first, second, third = make_samples(3)
+    other = replace(second, context=second.context.replace("a", "o"))  # the same id, another text
+
+    def key(*batch: Sample) -> str:
+        [unit] = make_units(batch, encoder, batch_size=3)
+        return dict(zip((sample.id for sample in unit.samples), unit.keys, strict=True))[first.id]
+
+    assert key(first) == make_units([first], encoder)[0].keys[0]
+    keys = [key(first), key(first, second), key(first, other), key(first, third), key(first, second, third)]
+    assert len(set(keys)) == len(keys)
+    assert key(second, first) == key(first, second)
+
+
 def test_turns_are_grouped_by_context(encoder: Encoder, make_samples: SampleMaker) -> None:
     talks = [needle_turns(sample, 3) for sample in make_samples(2)]
     units = make_units([turn for talk in talks for turn in talk], encoder, turns=3)

@@ -79,13 +79,16 @@ def encode(
 ) -> Prompt:
     """The prompt of a sample: the user turn is context and question, the assistant's answer starts with the prefix.
 
+    Context and question are joined as they are: benchmarks say what stands between them. In plain text a blank stands
+    between a question and the answer's prefix, as in RULER's prompts (arXiv 2404.06654).
+
     Neither part is ever empty: where one would be, it gets a token of the other.
 
     Raises:
         UserError: there is no text at all.
     """
     before = tokenizer(template.before + context, add_special_tokens=False).input_ids
-    after = tokenizer(question + template.after + answer_prefix, add_special_tokens=False).input_ids
+    after = tokenizer(_asked(template, question, answer_prefix), add_special_tokens=False).input_ids
     if len(before) + len(after) < 2:
         raise UserError("a prompt of less than two tokens cannot be split into context and question: give more text")
     if not after:
@@ -95,11 +98,19 @@ def encode(
     return Prompt(torch.tensor([before]), torch.tensor([after]))
 
 
+def _asked(template: Template, question: str, answer_prefix: str) -> str:
+    """A question, what the template puts behind it, and the start of the answer."""
+    text = question + template.after
+    if text and answer_prefix and not text[-1].isspace() and not answer_prefix[0].isspace() and not template.after:
+        text += " "
+    return text + answer_prefix
+
+
 def encode_follow_up(
     tokenizer: PreTrainedTokenizerBase, template: Template, question: str, answer_prefix: str = ""
 ) -> Tensor:
     """Token ids (1, tokens) of a further question, from the end of the answer before it."""
-    text = template.between + question + template.after + answer_prefix
+    text = template.between + _asked(template, question, answer_prefix)
     return torch.tensor([tokenizer(text, add_special_tokens=False).input_ids])
 
 

@@ -120,21 +120,20 @@ def make_units(samples: Sequence[Sample], encoder: Encoder, batch_size: int = 1,
             raise UserError("turns and batch_size above 1 do not go together: set batch_size=1")
         return _conversations(samples, encoder, turns)
     measured = [encoder.prompt(sample) for sample in samples]
+    alone = [sample_key(sample, encoder, cut=cut) for sample, (_, cut) in zip(samples, measured, strict=True)]
     if batch_size == 1:
-        return [
-            Unit((sample,), False, (sample_key(sample, encoder, cut=cut),))
-            for sample, (_, cut) in zip(samples, measured, strict=True)
-        ]
+        return [Unit((sample,), False, (key,)) for sample, key in zip(samples, alone, strict=True)]
     sizes = [(prompt.context.shape[1], prompt.question.shape[1]) for prompt, _ in measured]
     # Long contexts first: what does not fit in memory fails at once, and the last units to end are the short ones.
     order = sorted(range(len(samples)), key=lambda index: (*sizes[index], samples[index].id), reverse=True)
     units = []
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        padded = [max(sizes[index][part] for index in chosen) for part in (0, 1)]
-        mates = tuple(samples[index] for index in chosen)
-        keys = tuple(sample_key(samples[index], encoder, padded=padded, cut=measured[index][1]) for index in chosen)
-        units.append(Unit(mates, False, keys))
+        together = tuple(samples[index] for index in chosen)
+        # Methods that size or rank by the whole batch answer one row differently beside other rows.
+        batch = [alone[index] for index in chosen] if len(chosen) > 1 else []
+        keys = tuple(sample_key(samples[index], encoder, batch=batch, cut=measured[index][1]) for index in chosen)
+        units.append(Unit(together, False, keys))
     return units
 
 

@@ -60,6 +60,7 @@ def test_wording_is_the_official_template(task, official_tasks, official_templat
     prompt = sample.context + sample.question
     assert before in prompt
     assert prompt.endswith(after)
+    assert sample.context[-1].isspace() and prefix[0].isspace()
     assert sample.answer_prefix == prefix.format(**words).strip()
     if task not in ("vt", "cwe"):  # those two begin with a solved example
         assert prompt.startswith(before)
