@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kvgauge.caches.subspace import SharedSubspace, TruncatedSVD
+from kvgauge.caches.weighting import Weighting
 
 
 def matrix(tokens, features, decay, dtype=torch.float32, seed=0):
@@ -98,3 +99,63 @@ def test_extension_is_the_projection_on_the_subspace():
     expected = torch.cat(new, dim=-1)[0] @ W @ torch.linalg.inv(W.T @ W) @ W.T
     actual = torch.cat([space.rebuild(layer, 60)[0] for layer in range(2)], dim=-1)
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
+def weights(layers, heads, dim, seed):
+    """Random metrics (layers, heads, dim, dim), and their roots as a `Weighting`."""
+    states = torch.randn(
+        layers, heads, 3 * dim, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
+    values, vectors = torch.linalg.eigh(states.mT @ states)
+    root, inverse = ((vectors * values.pow(power).unsqueeze(-2)) @ vectors.mT for power in (0.5, -0.5))
+    return states.mT @ states, Weighting(root.float(), inverse.float())
+
+
+@pytest.mark.parametrize("tokens", [50, 9])
+def test_a_weighted_subspace_is_the_best_in_its_metric(tokens):
+    metric, weighting = weights(2, 2, 5, seed=1)
+    rows = [torch.randn(1, tokens, 10), torch.randn(1, tokens, 10)]
+    space = SharedSubspace(2, weighting)
+    space.fit(rows, None, lambda length: 7, TruncatedSVD())
+    root = torch.linalg.cholesky(torch.block_diag(*metric.flatten(0, 1)))
+    exact = torch.cat(rows, dim=-1)[0].double()
+    error = torch.cat([space.rebuild(layer)[0] for layer in range(2)], dim=-1).double() - exact
+    best = float(torch.linalg.svdvals(exact @ root)[7:].square().sum().sqrt())
+    assert float((error @ root).norm()) == pytest.approx(best, rel=1e-4)
+    plain = SharedSubspace(2)
+    plain.fit(rows, None, lambda length: 7, TruncatedSVD())
+    worse = torch.cat([plain.rebuild(layer)[0] for layer in range(2)], dim=-1).double() - exact
+    assert float((worse @ root).norm()) > 1.01 * best
+
+
+def test_normalised_layers_count_alike_whatever_their_size():
+    rows = [torch.randn(1, 60, 8), torch.randn(1, 60, 8)]
+    errors = []
+    for size in (1.0, 1000.0):
+        space = SharedSubspace(2, normalize=True)
+        space.fit([rows[0], rows[1] * size], None, lambda length: 5, TruncatedSVD())
+        errors.append([float((space.rebuild(i)[0] / f - rows[i][0]).norm()) for i, f in ((0, 1.0), (1, size))])
+    assert errors[1] == pytest.approx(errors[0], rel=1e-4)
+    exact = torch.cat([part / part.square().mean().sqrt() for part in rows], dim=-1)[0].double()
+    best = torch.linalg.svdvals(exact)[5:].square().sum()
+    scaled = [error / float(part.square().mean().sqrt()) for error, part in zip(errors[0], rows, strict=True)]
+    assert sum(error**2 for error in scaled) == pytest.approx(float(best), rel=1e-4)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_extension_projects_in_the_metric(normalize):
+    metric, weighting = weights(2, 2, 5, seed=2)
+    rows = [torch.randn(2, 60, 10), 3 * torch.randn(2, 60, 10)]
+    space = SharedSubspace(2, weighting, normalize=normalize)
+    space.fit(rows, None, lambda tokens: 6, TruncatedSVD())
+    new = [torch.randn(2, 3, 10), torch.randn(2, 3, 10)]
+    space.extend(new)
+    for sequence in range(2):
+        scales = space.scales.view()[sequence, 0].tolist() if normalize else [1.0, 1.0]
+        blocks = [block / scales[layer] ** 2 for layer in range(2) for block in metric[layer]]
+        M = torch.block_diag(*blocks)
+        W = torch.cat([factor.view()[sequence] for factor in space.factors]).double()
+        X = torch.cat(new, dim=-1)[sequence].double()
+        expected = X @ M @ W @ torch.linalg.inv(W.T @ M @ W) @ W.T
+        actual = torch.cat([space.rebuild(layer, 60)[sequence] for layer in range(2)], dim=-1)
+        torch.testing.assert_close(actual.double(), expected, atol=1e-4, rtol=1e-4)

@@ -6,16 +6,18 @@ import pytest
 import torch
 
 import kvgauge
-from kvgauge.caches.rotation import from_planes, to_planes
+from kvgauge.caches.rotation import from_planes, interleaved, to_planes
 from kvgauge.errors import UserError
 from kvgauge.methods.cross_layer_ranks import group_ranks, split
+from kvgauge.methods.whitening import output_moments
 from kvgauge.models.facts import model_facts
 
+WHITE = {"keys": True, "values": True}
 WIDTH = 32  # num_key_value_heads · head_dim of the tiny models
 
 
-def compressed(model, method, ids):
-    cache = method.new_cache(model)
+def compressed(model, method, ids, fitted=None):
+    cache = method.new_cache(model, fitted)
     with torch.no_grad():
         model(ids, past_key_values=cache)
         cache.compress()
@@ -59,7 +61,14 @@ def test_bytes_are_bases_and_factors(tiny, tokens):
 
 @pytest.mark.parametrize("budget", [0.75, 0.5, 0.25])
 @pytest.mark.parametrize(
-    "options", [{"group_size": 1}, {"group_size": 3}, {"sr": {"chunk": 16, "budget": 64}}, {"key_share": 0.2}]
+    "options",
+    [
+        {"group_size": 1},
+        {"group_size": 3},
+        {"sr": {"chunk": 16, "budget": 64}},
+        {"key_share": 0.2},
+        {"sinks": 5, "normalize": "layer"},
+    ],
 )
 def test_budgets_are_met_to_one_rank(budget, options, tiny, tokens):
     model, context = tiny("tiny/llama"), 600
@@ -125,27 +134,40 @@ def test_folded_landmarks_join_the_others(tiny, tokens):
     assert len(cache.layers[0].landmarks) == 12 + 2
 
 
-@pytest.mark.parametrize("options", [{}, {"rope": "post"}, {"fold_every": 4}])
-def test_padded_batches_give_the_answers_of_one_by_one(options, tiny, tokens):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"rope": "post"},
+        {"fold_every": 4},
+        {"sinks": 3},
+        {"sinks": 3, "sr": {"chunk": 8, "budget": 24}},
+        {"whiten": WHITE},
+        {"whiten": WHITE, "rope": "post", "sinks": 2},
+        {"whiten": WHITE, "sinks": 3, "fold_every": 4, "normalize": "layer"},
+    ],
+)
+def test_padded_batches_give_the_answers_of_one_by_one(options, tiny, fit, tokens):
     model, question = tiny("tiny/qwen3"), tokens(1, 9, seed=6)
     method = kvgauge.build_method("xkv", budget=0.5, **options)
+    fitted = fit(method, "tiny/qwen3")
     long, short = tokens(1, 120, seed=4), tokens(1, 90, seed=5)
     batch = torch.cat([long, torch.cat([torch.zeros(1, 30, dtype=torch.long), short], dim=1)])
     mask = torch.ones(2, 129, dtype=torch.long)
     mask[1, :30] = 0
     positions = (mask.cumsum(1) - 1).clamp_min(0)
-    cache = method.new_cache(model)
+    cache = method.new_cache(model, fitted)
     with torch.no_grad():
         model(batch, attention_mask=mask[:, :120], position_ids=positions[:, :120], past_key_values=cache)
         cache.compress()
         parts = []
-        for start, stop in ((120, 125), (125, 129)):
+        for start, stop in ((120, 124), (124, 128), (128, 129)):
             asked = question.expand(2, -1)[:, start - 120 : stop - 120]
             extra = {"attention_mask": mask[:, :stop], "position_ids": positions[:, start:stop]}
             parts.append(model(asked, past_key_values=cache, **extra).logits)
         for row, context in enumerate((long, short)):
-            alone = compressed(model, method, context)
-            expected = [model(part, past_key_values=alone).logits for part in question.split([5, 4], dim=1)]
+            alone = compressed(model, method, context, fitted)
+            expected = [model(part, past_key_values=alone).logits for part in question.split([4, 4, 1], dim=1)]
             expected, actual = torch.cat(expected, dim=1)[0], torch.cat(parts, dim=1)[row]
             assert float((actual - expected).norm() / expected.norm()) < 1e-4
 
@@ -179,6 +201,10 @@ def test_cropping_into_the_context(tiny, tokens):
         ({"rank": 0}, "below 1"),
         ({"budget": None}, "needs a budget"),
         ({"key_share": 1.0}, "key_share"),
+        ({"whiten": {"key": True}}, "did you mean 'keys'"),
+        ({"whiten": {"keys": True}}, "needs fitted"),
+        ({"normalize": "head"}, "normalize"),
+        ({"sinks": -1}, "below 0"),
         ({"rope": "none"}, "rope"),
         ({"svd": "fast"}, "svd"),
         ({"sr": {"chunk": 64, "budget": 32}}, "at least one chunk"),
@@ -224,3 +250,69 @@ def test_single_svd_is_xkv_with_groups_of_one(tiny, tokens):
     grouped = compressed(model, kvgauge.build_method("xkv", rank=8, group_size=1), ids)
     assert torch.equal(single.dense(3)[1], grouped.dense(3)[1])
     assert model_facts(model).num_layers == len(kvgauge.build_method("single_svd").groups(4))
+
+
+@pytest.mark.parametrize("rope", ["pre", "post"])
+def test_whitened_keys_are_the_best_in_the_fitted_metric(rope, tiny, fit, tokens):
+    model, ids, group = tiny("tiny/llama"), tokens(1, 200), range(4)
+    method = kvgauge.build_method("xkv", rank_k=12, rank_v=9, rope=rope, whiten=WHITE)
+    fitted = fit(method, "tiny/llama")
+    cache = compressed(model, method, ids, fitted)
+    exact = exact_rows(model, ids, group, 0).double()
+    stored = torch.cat([cache.dense(layer)[0][0].transpose(0, 1).flatten(1) for layer in group], dim=-1).double()
+    metric = score_metrics_of(fitted)
+    if rope == "pre":
+        rotation = cache.layers[0].group.settings.rotation
+        phases = rotation.phases(torch.arange(200)).conj()[:, None]
+        exact, stored = (
+            interleaved(to_planes(rows.float().unflatten(-1, (-1, 16))) * phases).flatten(1).double()
+            for rows in (exact, stored)
+        )
+    root = torch.linalg.cholesky(metric)
+    error = ((stored - exact) @ root).norm()
+    best = torch.linalg.svdvals(exact @ root)[12:].square().sum().sqrt()
+    assert float(error) == pytest.approx(float(best), rel=1e-4)
+
+
+def score_metrics_of(fitted):
+    """The metric of all layers side by side, a block per layer and head."""
+    return torch.block_diag(*(root @ root for root in fitted.tensors["root_k"].double().flatten(0, 1)))
+
+
+def test_whitened_values_are_the_best_behind_the_output_projection(tiny, tokens):
+    model, ids, group = tiny("tiny/llama"), tokens(1, 200), range(4)
+    cache = compressed(model, kvgauge.build_method("xkv", rank_k=12, rank_v=9, whiten={"values": True}), ids)
+    exact = exact_rows(model, ids, group, 1).double()
+    stored = torch.cat([cache.dense(layer)[1][0].transpose(0, 1).flatten(1) for layer in group], dim=-1).double()
+    root = torch.linalg.cholesky(torch.block_diag(*output_moments(model).flatten(0, 1)))
+    best = torch.linalg.svdvals(exact @ root)[9:].square().sum().sqrt()
+    assert float(((stored - exact) @ root).norm()) == pytest.approx(float(best), rel=1e-4)
+
+
+def test_only_whitened_keys_need_a_fit(tiny, moments, fit):
+    for options, learns in (({}, False), ({"whiten": {"values": True}}, False), ({"whiten": {"keys": True}}, True)):
+        method = kvgauge.build_method("xkv", **options)
+        assert method.learns is learns
+        assert (method.fit(moments("tiny/llama"), tiny("tiny/llama")) is not None) is learns
+    pre, post = (kvgauge.build_method("xkv", whiten=WHITE, rope=rope) for rope in ("pre", "post"))
+    with pytest.raises(UserError, match="another configuration"):
+        post.new_cache(tiny("tiny/llama"), fit(pre, "tiny/llama"))
+
+
+def test_sinks_stay_exact(tiny, tokens):
+    model, ids = tiny("tiny/llama"), tokens(1, 100)
+    cache = compressed(model, kvgauge.build_method("xkv", rank=4, sinks=6), ids)
+    exact = compressed(model, kvgauge.build_method("full"), ids)
+    for part in (0, 1):
+        assert torch.equal(cache.dense(2)[part][:, :, :6], exact.dense(2)[part][:, :, :6])
+        assert not torch.allclose(cache.dense(2)[part][:, :, 6:], exact.dense(2)[part][:, :, 6:], atol=1e-3)
+    assert cache.nbytes_by_part()["sinks"] == 4 * 6 * 2 * WIDTH * 4
+    with pytest.raises(UserError, match="exact sinks"):
+        cache.crop(-96)
+
+
+@pytest.mark.parametrize("options", [{"whiten": WHITE}, {"normalize": "layer"}, {"sinks": 2}])
+def test_latents_refuse_what_they_have_no_use_for(options, tiny, moments):
+    method = kvgauge.build_method("xkv", **options)
+    with pytest.raises(UserError, match="MLA"):
+        method.new_cache(tiny("tiny/deepseek_v2"), method.fit(moments("tiny/deepseek_v2"), tiny("tiny/deepseek_v2")))

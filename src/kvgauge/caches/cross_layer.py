@@ -13,13 +13,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from kvgauge.caches.attention import segmented_attention
+from kvgauge.caches.attention import Segment, segmented_attention
 from kvgauge.caches.buffers import GrowingBuffer
 from kvgauge.caches.rotation import PlaneRotation, interleaved, to_planes
 from kvgauge.caches.selection import ChunkSelection, SelectedSegment, mask_behind
+from kvgauge.caches.sinks import ExactSinks
 from kvgauge.caches.subspace import SharedSubspace, TruncatedSVD
 from kvgauge.caches.subspace_segment import SubspaceSegment
 from kvgauge.caches.tail import TailedLayer
+from kvgauge.caches.weighting import Weighting
 from kvgauge.errors import UserError
 
 GroupRanks = Callable[[int], tuple[int, int]]  # tokens of a sequence → (rank_k, rank_v) of the group
@@ -34,12 +36,16 @@ class CrossLayerSettings:
         fold_every: tokens of the tail that are projected on the basis at a time; None keeps the tail exact.
         selection: attend to the best chunks of the context only; None attends to all.
         svd: how the subspaces are found.
+        sinks: first tokens that stay exact and have no part in the subspaces.
+        normalize: join layers at the same mean square, see `SharedSubspace`.
     """
 
     rotation: PlaneRotation | None = None
     fold_every: int | None = None
     selection: ChunkSelection | None = None
     svd: TruncatedSVD = field(default_factory=TruncatedSVD)
+    sinks: int = 0
+    normalize: bool = False
 
 
 class CrossLayerGroup:
@@ -50,16 +56,30 @@ class CrossLayerGroup:
         ranks: (rank_k, rank_v) for a sequence of a number of tokens; asked once per sequence, clipped to what its
             tokens and features allow.
         settings: of the cache.
+        weights: metrics of keys and of values, in the order of their stored features.
     """
 
-    def __init__(self, size: int, ranks: GroupRanks, settings: CrossLayerSettings) -> None:
+    def __init__(
+        self,
+        size: int,
+        ranks: GroupRanks,
+        settings: CrossLayerSettings,
+        weights: tuple[Weighting | None, Weighting | None] = (None, None),
+    ) -> None:
         self.ranks, self.settings = ranks, settings
-        self.keys, self.values = SharedSubspace(size), SharedSubspace(size)
+        self.keys, self.values = (
+            SharedSubspace(size, weighting, normalize=settings.normalize) for weighting in weights
+        )
         self.members = [CrossLayerLayer(self, member) for member in range(size)]
         self._waiting: list[tuple[Tensor, Tensor]] = []
 
     def collect(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:
-        """Take the exact keys and values of the next layer; the last one starts the factorisation."""
+        """Take the exact keys and values of the next layer; the last one starts the factorisation.
+
+        Args:
+            keys, values: (batch, num_key_value_heads, tokens, head_dim), without sinks that are cut off.
+            valid: (batch, tokens), False on padding and on sinks that are not; None where there is neither.
+        """
         self._waiting.append((keys, values))
         if len(self._waiting) < len(self.members):
             return
@@ -70,11 +90,17 @@ class CrossLayerGroup:
         self.values.fit(value_rows, valid, lambda length: self.ranks(length)[1], self.settings.svd)
 
     def key_rows(self, keys: Tensor, start: int = 0) -> Tensor:
-        """Keys (batch, heads, tokens, head_dim), the first at column `start`, as stored features (batch, tokens, F)."""
+        """Keys (batch, heads, tokens, head_dim), the first at column `start`, as stored features (batch, tokens, F).
+
+        Columns count from each row's first token in the subspace: a metric of the keys is one of that frame.
+        """
         rotation = self.settings.rotation
         if rotation is None:
             return self.value_rows(keys)
         columns = torch.arange(start, start + keys.shape[2], device=keys.device)
+        first = self.members[0].first_columns
+        if first is not None:
+            columns = (columns - first)[:, None]
         turned = to_planes(keys) * rotation.phases(columns).conj()
         return self.value_rows(interleaved(turned).to(keys.dtype))
 
@@ -114,16 +140,18 @@ class CrossLayerLayer(TailedLayer):
         super().__init__()
         self.group, self.member = group, member
         self.num_heads = 0  # kv-heads, known with the first tokens
+        self.sinks = ExactSinks(group.settings.sinks)
         self.landmarks = GrowingBuffer()
-        self.first_columns: Tensor | None = None  # (batch,): where each row begins behind its padding
+        self.first_columns: Tensor | None = None  # (batch, 1): where each row begins behind its padding and its sinks
 
     def store(self, keys: Tensor, values: Tensor) -> None:
         self.num_heads = keys.shape[1]
-        valid = self.cache.valid if self.cache is not None else None
+        padding = self.cache.valid if self.cache is not None else None
+        keys, values, valid = self.sinks.take(keys, values, padding)
+        self.first_columns = None if valid is None else valid.int().argmax(dim=1, keepdim=True)
         selection = self.group.settings.selection
         if selection is not None:
             self.landmarks.set(selection.landmarks(keys, valid))
-            self.first_columns = None if valid is None else valid.int().argmax(dim=1, keepdim=True)
         self.group.collect(keys, values, valid)
 
     def add_landmarks(self, keys: Tensor) -> None:
@@ -133,24 +161,38 @@ class CrossLayerLayer(TailedLayer):
 
     def context_segment(self) -> SubspaceSegment:
         group = self.group
-        return SubspaceSegment(group.keys, group.values, self.member, self.num_heads, group.settings.rotation)
+        rotation = group.settings.rotation
+        first = None if rotation is None else self.first_columns
+        return SubspaceSegment(group.keys, group.values, self.member, self.num_heads, rotation, first)
 
     def context_dense(self) -> tuple[Tensor, Tensor]:
-        return self.context_segment().dense()
+        return self.sinks.restored(*self.context_segment().dense())
 
     def attend_compressed(self, query: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
         selection = self.group.settings.selection
-        if selection is None or query.shape[2] > 1 or selection.chosen >= len(self.landmarks):
-            output = super().attend_compressed(query, attention_mask, scaling)
-        else:
-            context = self.context_segment()
-            starts = selection.choose(query, self.landmarks.view(), self.first_columns, len(context), scaling)
-            chosen = SelectedSegment(context, starts, selection.chunk, attention_mask)
-            mask = mask_behind(attention_mask, len(context), len(chosen))
-            output = segmented_attention(query, [chosen, *self.tail_segments()], mask, scaling)
+        mask = self.sinks.mask(attention_mask, query.shape[2], self.logical_length)
+        context: Segment = self.context_segment()
+        if selection is not None and query.shape[2] == 1 and selection.chosen < len(self.landmarks):
+            context, mask = self._selected(selection, query, mask, scaling)
+        segments = [*self.sinks.segments(), context, *self.tail_segments()]
+        output = segmented_attention(query, segments, mask, scaling)
         if self.member == len(self.group.members) - 1:
             self.group.fold()
         return output
+
+    def _selected(
+        self, selection: ChunkSelection, query: Tensor, mask: Tensor | None, scaling: float
+    ) -> tuple[Segment, Tensor | None]:
+        """The best chunks of the context, and the mask of everything with theirs in the place of the context's."""
+        context, sinks = self.context_segment(), len(self.sinks)
+        starts = selection.choose(query, self.landmarks.view(), self.first_columns, len(context), scaling)
+        behind = None if mask is None else mask[..., sinks:]
+        chosen = SelectedSegment(context, starts, selection.chunk, behind)
+        if mask is None or behind is None:
+            return chosen, None
+        later = mask_behind(behind, len(context), len(chosen))
+        assert later is not None
+        return chosen, torch.cat([mask[..., :sinks].expand(*later.shape[:-1], -1), later], dim=-1)
 
     def compressed_nbytes_by_part(self) -> dict[str, int]:
         spaces = (self.group.keys, self.group.values)
@@ -158,6 +200,8 @@ class CrossLayerLayer(TailedLayer):
             "basis": sum(space.basis.nbytes() for space in spaces) if self.member == 0 else 0,
             "factors": sum(space.factors[self.member].nbytes() for space in spaces),
             "landmarks": self.landmarks.nbytes(),
+            "scales": sum(space.scales.nbytes() for space in spaces) if self.member == 0 else 0,
+            "sinks": self.sinks.nbytes(),
             "tail": self.tail_nbytes(),
         }
         return {part: size for part, size in parts.items() if size}
@@ -167,26 +211,30 @@ class CrossLayerLayer(TailedLayer):
         first = self.cache is not None and self is next(
             layer for layer in self.cache.layers if isinstance(layer, CrossLayerLayer)
         )
-        return rotation.nbytes() if rotation is not None and first else 0
+        weights = self.group.keys.fixed_nbytes() + self.group.values.fixed_nbytes() if self.member == 0 else 0
+        return weights + (rotation.nbytes() if rotation is not None and first else 0)
 
     def buffers(self) -> Sequence[GrowingBuffer]:
-        own = [*super().buffers(), self.landmarks]
+        own = [*super().buffers(), self.landmarks, self.sinks.keys, self.sinks.values]
         for space in (self.group.keys, self.group.values):
             own.append(space.factors[self.member])
             if self.member == 0:
-                own.append(space.basis)
+                own += [space.basis, space.scales]
         return own
 
     def map_batch(self, select: Callable[[Tensor], Tensor]) -> None:
         super().map_batch(select)
+        self.sinks.map_columns(select)
         if self.first_columns is not None:
             self.first_columns = select(self.first_columns)
 
     def crop_compressed(self, tokens: int) -> None:
-        stored = len(self.group.keys)
-        if tokens < stored:
+        sinks, stored = self.sinks.cut, len(self.group.keys)
+        if tokens < sinks + stored:
             if self.group.settings.selection is not None:
                 raise UserError("cannot crop into the compressed context with sr: start a new cache")
-            self.group.crop(tokens)
-        self.tail_keys.crop(max(0, tokens - stored))
-        self.tail_values.crop(max(0, tokens - stored))
+            if tokens <= len(self.sinks):
+                raise UserError(f"cannot crop into the {len(self.sinks)} exact sinks: start a new cache")
+            self.group.crop(tokens - sinks)
+        self.tail_keys.crop(max(0, tokens - sinks - stored))
+        self.tail_values.crop(max(0, tokens - sinks - stored))

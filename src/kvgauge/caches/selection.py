@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvgauge.caches.rotation import interleaved, planes_of, to_planes
+from kvgauge.caches.rotation import interleaved, planes_of
 from kvgauge.caches.subspace_segment import SubspaceSegment
 
 
@@ -110,7 +110,7 @@ class SelectedSegment:
         else:
             rebuilt = (rows @ factor.transpose(-1, -2)).float()
             planes_of(rebuilt).mul_(rotation.looked_up(self.columns, len(self.source)))
-            asked = interleaved(to_planes(query))
+            asked = interleaved(self.source.asked(query, rotation))
             scores = (asked @ rebuilt.transpose(-1, -2)).to(query.dtype)
         if self.hidden is not None:
             scores = scores.masked_fill(self.hidden[:, :, None], torch.finfo(scores.dtype).min)

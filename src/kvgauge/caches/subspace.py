@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kvgauge.caches.buffers import GrowingBuffer
+from kvgauge.caches.weighting import Weighting
 
 # With a discarded energy above this share of the largest eigenvalue, rounding of a float32 moment (6e-8 of the largest
 # eigenvalue) moves the reconstruction error by far less than 1e-5 of itself; below it the moment is made in float64.
@@ -89,14 +90,22 @@ def upper_moment(rows: Tensor) -> Tensor:
 class SharedSubspace:
     """A token basis shared by several layers, and the factors that turn it into the features of each.
 
+    Args:
+        layers: that share it.
+        weighting: the metric in which the subspace is the best one; None: that of the features themselves.
+        normalize: bring the (weighted) features of every layer to the same mean square before they are joined.
+
     Attributes:
         basis: (batch, tokens, rank).
         factors: one buffer per layer, (batch, features of the layer, rank).
+        scales: (batch, 1, layers), what the features of each layer were divided by; empty where nothing was.
     """
 
-    def __init__(self, layers: int) -> None:
+    def __init__(self, layers: int, weighting: Weighting | None = None, *, normalize: bool = False) -> None:
         self.basis = GrowingBuffer()
         self.factors = [GrowingBuffer() for _ in range(layers)]
+        self.scales = GrowingBuffer(step=1)
+        self.weighting, self.normalize = weighting, normalize
 
     def fit(
         self, rows: Sequence[Tensor], valid: Tensor | None, rank_of: Callable[[int], int], svd: TruncatedSVD
@@ -121,19 +130,51 @@ class SharedSubspace:
         dtype, rank = rows[0].dtype, max(ranks)
         basis = rows[0].new_zeros(batch, tokens, rank)
         factor = rows[0].new_zeros(batch, sum(features), rank)
-        for sequence, own_rank in enumerate(ranks):
-            joined = torch.cat([part[sequence] for part in rows], dim=-1)
-            left, right = svd(joined.float() if dtype.itemsize < 4 else joined, own_rank)
+        scales = rows[0].new_ones(batch, 1, len(rows), dtype=torch.float32)
+        for sequence, (own_rank, length) in enumerate(zip(ranks, lengths, strict=True)):
+            parts = [part[sequence].float() if dtype.itemsize < 4 else part[sequence] for part in rows]
+            if self.weighting is not None:
+                parts = [self.weighting.weighted(part, layer) for layer, part in enumerate(parts)]
+            if self.normalize:
+                squares = torch.stack([part.square().sum() / (length * part.shape[-1]) for part in parts])
+                scales[sequence, 0] = squares.sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+                parts = [part / scale for part, scale in zip(parts, scales[sequence, 0], strict=True)]
+            left, right = svd(torch.cat(parts, dim=-1), own_rank)
             basis[sequence, :, :own_rank] = left.to(dtype)
-            factor[sequence, :, :own_rank] = right.to(dtype)
+            factor[sequence, :, :own_rank] = self._unweighted(right, features, scales[sequence, 0]).to(dtype)
         self.basis.set(basis)
+        if self.normalize:
+            self.scales.set(scales)
         for buffer, part in zip(self.factors, factor.split(features, dim=1), strict=True):
             buffer.set(part)
 
+    def _unweighted(self, factor: Tensor, features: Sequence[int], scales: Tensor) -> Tensor:
+        """The joined factor (features of all layers, rank) without the weights and scales of its layers."""
+        parts = list(factor.split(features))
+        if self.normalize:
+            parts = [part * scale for part, scale in zip(parts, scales, strict=True)]
+        if self.weighting is not None:
+            parts = [self.weighting.unweighted(part, layer) for layer, part in enumerate(parts)]
+        return torch.cat(parts)
+
     def extend(self, rows: Sequence[Tensor]) -> None:
-        """Add tokens by projection on the subspace; `rows` as in `fit`. The factors' columns are orthonormal."""
-        parts = [part @ factor.view() for part, factor in zip(rows, self.factors, strict=True)]
+        """Add tokens by projection on the subspace in its metric M; `rows` as in `fit`.
+
+        The factors' columns are orthonormal in it, ``Σ_l F_lᵀ M_l F_l = 1``: the projection is ``Σ_l X_l M_l F_l``.
+        """
+        parts = []
+        for layer, (part, factor) in enumerate(zip(rows, self.factors, strict=True)):
+            weighted = part
+            if self.weighting is not None:
+                weighted = self.weighting.weighted(self.weighting.weighted(part.float(), layer), layer)
+            if self.normalize:
+                weighted = weighted / self.scales.view()[:, :, layer, None].square()
+            parts.append(weighted.to(part.dtype) @ factor.view())
         self.basis.append(torch.stack(parts).sum(dim=0))
+
+    def fixed_nbytes(self) -> int:
+        """Bytes of the weights, which serve every sequence alike."""
+        return 0 if self.weighting is None else self.weighting.nbytes()
 
     def rebuild(self, layer: int, start: int = 0, stop: int | None = None) -> Tensor:
         """The approximated features (batch, stop − start, features) of one layer."""

@@ -20,6 +20,7 @@ class SubspaceSegment:
         member: which of their layers.
         num_key_value_heads: N.
         rotation: what stands between the keys' two factors; None where nothing does.
+        first_columns: (batch, 1), the column that each row's rotations count from; None: all from 0.
     """
 
     keys: SharedSubspace
@@ -27,6 +28,7 @@ class SubspaceSegment:
     member: int
     num_key_value_heads: int
     rotation: PlaneRotation | None
+    first_columns: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -45,7 +47,7 @@ class SubspaceSegment:
         tokens = basis.shape[1]
         starts = range(0, tokens, BLOCK)
         # Turning the query back to the start of each block leaves the keys with the offsets within it.
-        turned = to_planes(query).unsqueeze(-3) * rotation.blocks(len(starts), query.device).conj()[:, None]
+        turned = self.asked(query, rotation).unsqueeze(-3) * rotation.blocks(len(starts), query.device).conj()[:, None]
         queries = interleaved(turned).unbind(-3)
         scores = query.new_empty(batch, heads, rows, tokens)
         workspace = basis.new_empty(min(BLOCK, tokens), factor.shape[1])
@@ -58,6 +60,11 @@ class SubspaceSegment:
                 planes_of(rebuilt).mul_(rotation.offsets(stop - start, query.device)[:, None])
                 scores[sequence, :, :, start:stop] = queries[block][sequence] @ rebuilt.permute(1, 2, 0)
         return scores
+
+    def asked(self, query: Tensor, rotation: PlaneRotation) -> Tensor:
+        """Queries as planes, turned on by the first columns, where keys are turned by all of their columns."""
+        planes = to_planes(query)
+        return planes if self.first_columns is None else planes * rotation.phases(self.first_columns)[:, :, None]
 
     def mix(self, weights: Tensor) -> Tensor:
         """See `kvgauge.caches.attention.Segment`."""
@@ -74,5 +81,8 @@ class SubspaceSegment:
         )
         if self.rotation is None:
             return keys, values
-        phases = self.rotation.phases(torch.arange(len(self), device=keys.device))
+        columns = torch.arange(len(self), device=keys.device)
+        if self.first_columns is not None:
+            columns = (columns - self.first_columns)[:, None]
+        phases = self.rotation.phases(columns)
         return from_planes(planes_of(keys.float().contiguous()) * phases).to(values.dtype), values

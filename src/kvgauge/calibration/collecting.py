@@ -37,7 +37,7 @@ def collect(model: PreTrainedModel, token_batches: Iterable[Tensor], *, progress
     shape = (facts.num_layers, facts.num_key_value_heads, facts.head_dim, facts.head_dim)
     sums = {name: torch.zeros(shape, dtype=torch.float64, device=model.device) for name in NAMES}
     rotary = None if facts.latent is not None else Rotary(model)  # MLA's latents carry no rotation
-    tokens = 0
+    tokens = longest = 0
 
     def observe(seen: Observation) -> None:
         positions = seen.positions
@@ -60,6 +60,7 @@ def collect(model: PreTrainedModel, token_batches: Iterable[Tensor], *, progress
         # The decoder alone: logits over the vocabulary are not needed.
         model.get_decoder()(input_ids=ids.to(model.device), past_key_values=cache, use_cache=True)
         tokens += ids.numel()
+        longest = max(longest, ids.shape[1])
     if not tokens:
         raise UserError("no calibration tokens: give a corpus with at least one sequence")
     finite = {name: torch.isfinite(value).flatten(1).all(dim=1).tolist() for name, value in sums.items()}
@@ -72,6 +73,7 @@ def collect(model: PreTrainedModel, token_batches: Iterable[Tensor], *, progress
         "model": model_fingerprint(model),
         "model_name": getattr(model, "name_or_path", "") or type(model).__name__,
         "tokens": tokens,
+        "sequence_length": longest,
     }
     return Moments({name: value.cpu() for name, value in sums.items()}, metadata)
 

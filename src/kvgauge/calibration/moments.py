@@ -24,7 +24,8 @@ class Moments:
     Attributes:
         tensors: ``k_post``, ``k_pre``, ``q_post``, ``q_pre`` and ``v``, each (layers, num_key_value_heads, head_dim,
             head_dim), float64; the queries of a group are stacked, so ``q_*`` sums over the group's heads too.
-        metadata: ``model`` and ``model_name``, ``tokens`` counted, and what the caller adds, e.g. the corpus.
+        metadata: ``model`` and ``model_name``, ``tokens`` counted, ``sequence_length`` of the longest sequence, and
+            what the caller adds, e.g. the corpus.
     """
 
     tensors: dict[str, Tensor]
@@ -37,6 +38,11 @@ class Moments:
     @property
     def tokens(self) -> int:
         return int(self.metadata["tokens"])
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens of the longest sequence."""
+        return int(self.metadata["sequence_length"])
 
     def keys(self, rope: str) -> Tensor:
         """C_K, ``post`` or ``pre`` RoPE."""
@@ -59,7 +65,11 @@ class Moments:
         if self.metadata.get("model") != other.metadata.get("model"):
             raise UserError("moments of different models cannot be added: collect both with one model")
         tensors = {name: tensor + other.tensors[name] for name, tensor in self.tensors.items()}
-        return Moments(tensors, self.metadata | {"tokens": self.tokens + other.tokens})
+        counted = {
+            "tokens": self.tokens + other.tokens,
+            "sequence_length": max(self.sequence_length, other.sequence_length),
+        }
+        return Moments(tensors, self.metadata | counted)
 
     def check(self, model: PreTrainedModel) -> None:
         """Refuse moments that cannot be used with `model`.

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from transformers import PreTrainedModel
 
 from kvgauge.caches.base import KVCache, LayerCache
@@ -19,13 +21,18 @@ from kvgauge.caches.mla import ExactLatentLayer
 from kvgauge.caches.rotation import BLOCK, PlaneRotation
 from kvgauge.caches.selection import ChunkSelection
 from kvgauge.caches.subspace import TruncatedSVD
+from kvgauge.caches.weighting import Weighting
 from kvgauge.errors import UserError, unknown
-from kvgauge.methods.base import Method
+from kvgauge.methods.base import Method, check_fitted
 from kvgauge.methods.cross_layer_ranks import group_ranks, split
 from kvgauge.methods.fitted import Fitted
 from kvgauge.methods.uniform import check_uniform, layer_range
-from kvgauge.models.facts import ModelFacts, model_facts
+from kvgauge.methods.whitening import roots, score_metrics, value_weighting
+from kvgauge.models.facts import ModelFacts, model_facts, model_fingerprint
 from kvgauge.models.frequencies import rotary_frequencies
+
+if TYPE_CHECKING:
+    from kvgauge.calibration.moments import Moments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +60,11 @@ class XKV(Method):
         fold_every: project the decoded tokens on the subspace, so many at a time; None keeps them exact.
         svd: ``exact`` or ``randomized`` (see `TruncatedSVD`).
         seed: of the randomized SVD.
+        whiten: ``{keys: bool, values: bool}``, the metric of the SVD: for values the error that W_O makes of theirs,
+            for keys that of the scores of calibration queries, which `fit` learns (see `kvgauge.methods.whitening`).
+            None and what is left out: the error of the features themselves. What is stored has the same form.
+        normalize: ``layer`` brings the layers of a group to the same mean square before they are joined; ``none``.
+        sinks: first tokens that stay exact, outside the subspaces; their bytes count in the budget.
 
     Raises:
         UserError: values that contradict each other or are out of range.
@@ -71,6 +83,11 @@ class XKV(Method):
     fold_every: int | None = None
     svd: str = "exact"
     seed: int = 0
+    whiten: Mapping[str, bool] | None = None
+    normalize: str = "none"
+    sinks: int = 0
+
+    fit_fields: ClassVar[tuple[str, ...]] = ("rope", "sinks")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,7 +109,20 @@ class XKV(Method):
             raise UserError(f"rope of {self.name} is `pre` or `post`, not {self.rope!r}")
         if self.svd not in ("exact", "randomized"):
             raise UserError(f"svd of {self.name} is `exact` or `randomized`, not {self.svd!r}")
+        for key in self.whiten or ():
+            if key not in ("keys", "values"):
+                raise unknown(f"field of whiten of {self.name}", str(key), ("keys", "values"))
+        if self.normalize not in ("layer", "none"):
+            raise UserError(f"normalize of {self.name} is `layer` or `none`, not {self.normalize!r}")
+        if self.sinks < 0:
+            raise UserError(f"sinks {self.sinks} of {self.name} is below 0: it is a number of tokens")
         self.selection()
+        if self.whitened("keys"):
+            object.__setattr__(self, "learns", True)  # of this instance: the plain method needs no fit
+
+    def whitened(self, part: str) -> bool:
+        """Whether the SVD of the ``keys`` or of the ``values`` is weighted."""
+        return bool((self.whiten or {}).get(part, False))
 
     @property
     def label(self) -> str:
@@ -159,7 +189,8 @@ class XKV(Method):
                     f"layers: give a rank from 1 to {most}"
                 )
             return [(given[0], given[1])] * len(groups)
-        numbers = self._affordable(facts, tokens)
+        tokens -= (exact := self._exact_tokens(tokens))
+        numbers = self._affordable(facts, tokens, exact)
         features = [len(group) * width for group in groups]
         if facts.latent is not None:
             return [(rank, rank) for rank in group_ranks(numbers, tokens, features)]
@@ -167,23 +198,62 @@ class XKV(Method):
         totals = group_ranks(numbers, tokens, features, subspaces=2)
         return [split(total, limit, self.key_share) for total, limit in zip(totals, limits, strict=True)]
 
-    def _affordable(self, facts: ModelFacts, tokens: int) -> float:
+    def _exact_tokens(self, tokens: int) -> int:
+        """Sinks of a context: at least one token is left for the subspace."""
+        return min(self.sinks, tokens - 1)
+
+    def _affordable(self, facts: ModelFacts, tokens: int, sinks: int) -> float:
         """Numbers of all bases and factors together that the budget pays for, after what is exact or a landmark."""
         assert self.budget is not None
         compressed = sum(len(group) for group in self.groups(facts.num_layers))
         exact = (facts.num_layers - compressed) * facts.cached_width
         if facts.latent is not None:
             exact += compressed * facts.latent.qk_rope_head_dim
-        numbers = (self.budget * facts.num_layers * facts.cached_width - exact) * tokens
+        everything = facts.num_layers * facts.cached_width
+        numbers = self.budget * everything * (tokens + sinks) - exact * tokens - everything * sinks
         selection = self.selection()
         if selection is not None:
             numbers -= selection.count(tokens) * facts.num_key_value_heads * facts.head_dim * compressed
+        if self.normalize == "layer":
+            numbers -= 2 * compressed * torch.float32.itemsize / facts.dtype.itemsize
         if numbers <= 0:
             raise UserError(
                 f"budget {self.budget:g} of {self.name} does not pay for what stays exact (layers outside "
-                f"start_layer … end_layer, rotary keys of MLA) and for landmarks: compress more or raise the budget"
+                f"start_layer … end_layer, sinks, rotary keys of MLA) and for landmarks: compress more or raise it"
             )
         return numbers
+
+    # -- fitting -------------------------------------------------------------------------------------------------
+
+    def fit(self, moments: Moments, model: PreTrainedModel) -> Fitted | None:
+        """The metric of the keys, where they are whitened: ``root_k`` and ``inverse_k``, see `Weighting`.
+
+        Raises:
+            UserError: the moments are another model's, or the model has no keys of its own (MLA).
+        """
+        if not self.learns:
+            return None
+        moments.check(model)
+        self._check_latent(model_facts(model))
+        root, inverse, floored = roots(score_metrics(moments, model, self.rope, self.sinks))
+        metadata = {
+            "method": self.name,
+            "fit_config": self.fit_config(),
+            "model": model_fingerprint(model),
+            "model_name": moments.metadata.get("model_name", ""),
+            "moments": moments.metadata,
+            "floored_eigenvalues": {"keys": floored},
+        }
+        return Fitted({"root_k": root.float(), "inverse_k": inverse.float()}, metadata)
+
+    def _check_latent(self, facts: ModelFacts) -> None:
+        """Refuse what latents that are keys and values at once (MLA) have no use for."""
+        if facts.latent is None:
+            return
+        if self.sr is not None:
+            raise UserError(f"sr of {self.name} saves rebuilding keys, and with latents (MLA) none are: leave it out")
+        if self.whitened("keys") or self.whitened("values") or self.normalize != "none" or self.sinks:
+            raise UserError(f"{self.name} with latents (MLA) has no whiten, normalize or sinks: leave them out")
 
     # -- the cache -----------------------------------------------------------------------------------------------
 
@@ -195,25 +265,35 @@ class XKV(Method):
         self.ranks(facts, facts.max_positions)  # refuses what cannot work before any work is done
         latent = facts.latent is not None
         layers: list[LayerCache] = [ExactLatentLayer() if latent else ExactLayer() for _ in range(facts.num_layers)]
-        members = self._latent_members(facts) if latent else self._members(facts, model)
+        members = self._latent_members(facts) if latent else self._members(facts, model, fitted)
         for group, joined in zip(self.groups(facts.num_layers), members, strict=True):
             layers[group.start : group.stop] = joined
         return KVCache(layers, context_length=context_length)
 
-    def _members(self, facts: ModelFacts, model: PreTrainedModel) -> Iterator[Sequence[LayerCache]]:
+    def _members(
+        self, facts: ModelFacts, model: PreTrainedModel, fitted: Fitted | None
+    ) -> Iterator[Sequence[LayerCache]]:
         settings = CrossLayerSettings(
             rotation=PlaneRotation(rotary_frequencies(model)) if self.rope == "pre" else None,
             fold_every=self.fold_every,
             selection=self.selection(),
             svd=self.truncated_svd(),
+            sinks=self.sinks,
+            normalize=self.normalize == "layer",
         )
+        keys = values = None
+        if self.whitened("keys"):
+            known = check_fitted(self, model, fitted)
+            keys = Weighting(*(known.tensors[name].to(model.device) for name in ("root_k", "inverse_k")))
+        if self.whitened("values"):
+            values = value_weighting(model)
         for index, group in enumerate(self.groups(facts.num_layers)):
             ranks = partial(self._group_ranks, facts, index)
-            yield CrossLayerGroup(len(group), ranks, settings).members
+            weights = tuple(None if weighting is None else weighting.part(group) for weighting in (keys, values))
+            yield CrossLayerGroup(len(group), ranks, settings, (weights[0], weights[1])).members
 
     def _latent_members(self, facts: ModelFacts) -> Iterator[Sequence[LayerCache]]:
-        if self.sr is not None:
-            raise UserError(f"sr of {self.name} saves rebuilding keys, and with latents (MLA) none are: leave it out")
+        self._check_latent(facts)
         for index, group in enumerate(self.groups(facts.num_layers)):
             rank = partial(self._latent_rank, facts, index)
             yield CrossLayerLatentGroup(len(group), rank, self.truncated_svd(), self.fold_every).members
@@ -223,7 +303,7 @@ class XKV(Method):
         return TruncatedSVD(randomized=self.svd == "randomized", seed=self.seed)
 
     def _group_ranks(self, facts: ModelFacts, group: int, tokens: int) -> tuple[int, int]:
-        return self.ranks(facts, tokens)[group]
+        return self.ranks(facts, tokens + self.sinks)[group]
 
     def _latent_rank(self, facts: ModelFacts, group: int, tokens: int) -> int:
         return self.ranks(facts, tokens)[group][0]
