@@ -22,6 +22,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from kvgauge.caches.attention import exact_attention
 from kvgauge.caches.buffers import GrowingBuffer
+from kvgauge.caches.rows import RowBuffer
 from kvgauge.errors import UserError
 
 
@@ -70,8 +71,13 @@ class LayerCache(CacheLayerMixin):
         """Keys and values as the compressed layer stands for them; shapes as in `store`. For measuring only."""
 
     @abstractmethod
-    def buffers(self) -> Sequence[GrowingBuffer]:
+    def buffers(self) -> Sequence[RowBuffer]:
         """Every buffer of the compressed layer whose first dimension is the batch."""
+
+    @property
+    def valid(self) -> Tensor | None:
+        """(batch, tokens), False on padding; None where there is none, or nobody knows."""
+        return None if self.cache is None else self.cache.valid
 
     @property
     def physical_length(self) -> int:

@@ -7,10 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from kvgauge.caches.rows import RowBuffer
+
 GROWTH_STEP = 64  # tokens: a copy every 64 tokens costs 1/64 of one read of the cache a token
 
 
-class GrowingBuffer:
+class GrowingBuffer(RowBuffer):
     """Rows along the second-to-last dimension, e.g. (batch, heads, tokens, dimension), in storage with spare capacity.
 
     Args:
@@ -37,19 +39,19 @@ class GrowingBuffer:
         self._slots(self.length, self.length + new).copy_(rows)
         self.length += new
 
-    def set(self, rows: Tensor) -> None:
-        """Replace the content by `rows`, with no spare capacity and no storage shared with anything larger."""
+    def set(self, rows: Tensor, valid: Tensor | None = None) -> None:
         if rows._base is None and not self.dimension_major:
             self._storage = rows.contiguous()
         else:
             self._storage = self._swapped(rows).clone(memory_format=torch.contiguous_format)
         self.length = rows.shape[-2]
 
-    def take(self, stored: Tensor) -> None:
+    def take(self, stored: Tensor, valid: Tensor | None = None) -> None:
         """Replace the content by a tensor in the layout of the storage, which the caller gives up: nothing is copied.
 
         Args:
             stored: contiguous, (…, tokens, dimension), or (…, dimension, tokens) if dimension_major.
+            valid: exact rows learn nothing from others: unused.
         """
         self._storage = stored
         self.length = stored.shape[-1 if self.dimension_major else -2]
@@ -75,6 +77,15 @@ class GrowingBuffer:
         if self._storage is None:
             raise RuntimeError("the buffer is empty: append before reading")
         return self._slots(0, self.length)
+
+    def block(self, start: int, stop: int) -> Tensor:
+        return self.view()[..., start:stop, :]
+
+    def dot(self, query: Tensor) -> Tensor:
+        return query @ self.view().mT
+
+    def mix(self, weights: Tensor) -> Tensor:
+        return weights @ self.view()
 
     def __len__(self) -> int:
         return self.length

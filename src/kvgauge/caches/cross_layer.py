@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from kvgauge.caches.attention import Segment, segmented_attention
-from kvgauge.caches.buffers import GrowingBuffer
 from kvgauge.caches.rotation import PlaneRotation, interleaved, to_planes
+from kvgauge.caches.rows import RowBuffer
 from kvgauge.caches.selection import ChunkSelection, SelectedSegment, mask_behind
 from kvgauge.caches.sinks import ExactSinks
+from kvgauge.caches.storage import EXACT, Storage
 from kvgauge.caches.subspace import SharedSubspace, TruncatedSVD
 from kvgauge.caches.subspace_segment import SubspaceSegment
 from kvgauge.caches.tail import TailedLayer
@@ -38,6 +39,7 @@ class CrossLayerSettings:
         svd: how the subspaces are found.
         sinks: first tokens that stay exact and have no part in the subspaces.
         normalize: join layers at the same mean square, see `SharedSubspace`.
+        storage: of bases, factors and tails.
     """
 
     rotation: PlaneRotation | None = None
@@ -46,6 +48,7 @@ class CrossLayerSettings:
     svd: TruncatedSVD = field(default_factory=TruncatedSVD)
     sinks: int = 0
     normalize: bool = False
+    storage: Storage = EXACT
 
 
 class CrossLayerGroup:
@@ -68,7 +71,8 @@ class CrossLayerGroup:
     ) -> None:
         self.ranks, self.settings = ranks, settings
         self.keys, self.values = (
-            SharedSubspace(size, weighting, normalize=settings.normalize) for weighting in weights
+            SharedSubspace(size, weighting, normalize=settings.normalize, storage=settings.storage)
+            for weighting in weights
         )
         self.members = [CrossLayerLayer(self, member) for member in range(size)]
         self._waiting: list[tuple[Tensor, Tensor]] = []
@@ -137,17 +141,16 @@ class CrossLayerLayer(TailedLayer):
     """
 
     def __init__(self, group: CrossLayerGroup, member: int) -> None:
-        super().__init__()
+        super().__init__(group.settings.storage)
         self.group, self.member = group, member
         self.num_heads = 0  # kv-heads, known with the first tokens
-        self.sinks = ExactSinks(group.settings.sinks)
-        self.landmarks = GrowingBuffer()
+        self.sinks = ExactSinks(group.settings.sinks, group.settings.storage)
+        self.landmarks = group.settings.storage.kept()
         self.first_columns: Tensor | None = None  # (batch, 1): where each row begins behind its padding and its sinks
 
     def store(self, keys: Tensor, values: Tensor) -> None:
         self.num_heads = keys.shape[1]
-        padding = self.cache.valid if self.cache is not None else None
-        keys, values, valid = self.sinks.take(keys, values, padding)
+        keys, values, valid = self.sinks.take(keys, values, self.valid)
         self.first_columns = None if valid is None else valid.int().argmax(dim=1, keepdim=True)
         selection = self.group.settings.selection
         if selection is not None:
@@ -185,7 +188,7 @@ class CrossLayerLayer(TailedLayer):
     ) -> tuple[Segment, Tensor | None]:
         """The best chunks of the context, and the mask of everything with theirs in the place of the context's."""
         context, sinks = self.context_segment(), len(self.sinks)
-        starts = selection.choose(query, self.landmarks.view(), self.first_columns, len(context), scaling)
+        starts = selection.choose(query, self.landmarks.dense(), self.first_columns, len(context), scaling)
         behind = None if mask is None else mask[..., sinks:]
         chosen = SelectedSegment(context, starts, selection.chunk, behind)
         if mask is None or behind is None:
@@ -214,8 +217,8 @@ class CrossLayerLayer(TailedLayer):
         weights = self.group.keys.fixed_nbytes() + self.group.values.fixed_nbytes() if self.member == 0 else 0
         return weights + (rotation.nbytes() if rotation is not None and first else 0)
 
-    def buffers(self) -> Sequence[GrowingBuffer]:
-        own = [*super().buffers(), self.landmarks, self.sinks.keys, self.sinks.values]
+    def buffers(self) -> Sequence[RowBuffer]:
+        own: list[RowBuffer] = [*super().buffers(), self.landmarks, self.sinks.keys, self.sinks.values]
         for space in (self.group.keys, self.group.values):
             own.append(space.factors[self.member])
             if self.member == 0:

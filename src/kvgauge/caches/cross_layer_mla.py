@@ -14,6 +14,7 @@ from torch import Tensor
 from kvgauge.caches.attention import Segment
 from kvgauge.caches.buffers import GrowingBuffer
 from kvgauge.caches.mla import LatentAttentionLayer, LatentTokens
+from kvgauge.caches.rows import RowBuffer
 from kvgauge.caches.subspace import SharedSubspace, TruncatedSVD
 
 
@@ -23,8 +24,8 @@ class LatentSubspaceSegment:
     num_key_value_heads = 1
 
     def __init__(self, space: SharedSubspace, member: int, rotary: Tensor) -> None:
-        self.basis = space.basis.view().unsqueeze(1)
-        self.factor = space.factors[member].view().unsqueeze(1)
+        self.basis = space.basis.dense().unsqueeze(1)
+        self.factor = space.factors[member].dense().unsqueeze(1)
         self.rotary = rotary
 
     def __len__(self) -> int:
@@ -117,9 +118,9 @@ class CrossLayerLatentLayer(LatentAttentionLayer):
             latents = torch.cat([latents, self.tail.view()], dim=2)
         return latents, self.rotary_keys.view()
 
-    def buffers(self) -> Sequence[GrowingBuffer]:
+    def buffers(self) -> Sequence[RowBuffer]:
         space = self.group.latents
-        own = [self.tail, self.rotary_keys, space.factors[self.member]]
+        own: list[RowBuffer] = [self.tail, self.rotary_keys, space.factors[self.member]]
         return [*own, space.basis] if self.member == 0 else own
 
     def crop_compressed(self, tokens: int) -> None:

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from kvgauge.caches.attention import Segment, causal_mask, segmented_attention
 from kvgauge.caches.base import LayerCache
-from kvgauge.caches.buffers import GrowingBuffer
-from kvgauge.caches.exact import ExactSegment
+from kvgauge.caches.buffers import GROWTH_STEP
+from kvgauge.caches.rows import RowBuffer
+from kvgauge.caches.storage import EXACT, Storage
+from kvgauge.caches.storage_layer import StoredSegment
 from kvgauge.errors import UserError
 
 
@@ -43,18 +45,18 @@ LayerProjections = Callable[[int], HeadProjections]  # context length → the pa
 class LatentSegment:
     """Latents (batch, num_key_value_heads, tokens, rank) as a segment of attention."""
 
-    def __init__(self, keys: Tensor, values: Tensor, projections: HeadProjections) -> None:
+    def __init__(self, keys: RowBuffer, values: RowBuffer, projections: HeadProjections) -> None:
         self.keys, self.values, self.projections = keys, values, projections
-        self.num_key_value_heads = keys.shape[1]
+        self.num_key_value_heads = projections.A.shape[0]
 
     def __len__(self) -> int:
-        return self.keys.shape[2]
+        return len(self.keys)
 
     def scores(self, query: Tensor) -> Tensor:
-        return (query @ self.projections.B) @ self.keys.transpose(-1, -2)
+        return self.keys.dot(query @ self.projections.B)
 
     def mix(self, weights: Tensor) -> Tensor:
-        return (weights @ self.values) @ self.projections.B_v.transpose(-1, -2)
+        return self.values.mix(weights) @ self.projections.B_v.transpose(-1, -2)
 
 
 class LatentLayer(LayerCache):
@@ -65,17 +67,20 @@ class LatentLayer(LayerCache):
             compressed (a byte budget with exact tokens beside the latents depends on the length).
         sinks: first tokens that stay exact.
         window: most recent tokens that stay exact; a token that leaves the window is projected.
+        storage: of the latents, and of what stays exact.
     """
 
-    def __init__(self, projections: LayerProjections, sinks: int = 0, window: int = 0) -> None:
+    def __init__(
+        self, projections: LayerProjections, sinks: int = 0, window: int = 0, storage: Storage = EXACT
+    ) -> None:
         super().__init__()
         self.source = projections
         self.projections: HeadProjections | None = None
         self.sinks, self.window = sinks, window
-        self.latent_keys = GrowingBuffer(dimension_major=True)
-        self.latent_values = GrowingBuffer(dimension_major=True)
-        self.sink_keys, self.sink_values = GrowingBuffer(step=1), GrowingBuffer(step=1)
-        self.recent_keys, self.recent_values = GrowingBuffer(), GrowingBuffer()
+        self.latent_keys = storage.rows(dimension_major=True)
+        self.latent_values = storage.rows(dimension_major=True)
+        self.sink_keys, self.sink_values = storage.kept(step=1), storage.kept(step=1)
+        self.recent_keys, self.recent_values = storage.kept(), storage.kept()
         self.sink_columns: Tensor | None = None  # (batch, sinks): where each row's sinks stand, if rows are padded
 
     def store(self, keys: Tensor, values: Tensor) -> None:
@@ -84,8 +89,9 @@ class LatentLayer(LayerCache):
         split = max(min(self.sinks, tokens), tokens - self.window)
         start = self._take_sinks(keys, values, split)
         # Aᵀ Kᵀ is the product in the layout of the buffers: no copy is needed to turn it.
-        self.latent_keys.take(self.projections.A.mT @ keys[:, :, start:split].mT)
-        self.latent_values.take(self.projections.A_v.mT @ values[:, :, start:split].mT)
+        valid = self._projected(start, split)
+        self.latent_keys.take(self.projections.A.mT @ keys[:, :, start:split].mT, valid)
+        self.latent_values.take(self.projections.A_v.mT @ values[:, :, start:split].mT, valid)
         if self.window:
             self.recent_keys.set(keys[:, :, split:])
             self.recent_values.set(values[:, :, split:])
@@ -93,7 +99,7 @@ class LatentLayer(LayerCache):
     def _take_sinks(self, keys: Tensor, values: Tensor, split: int) -> int:
         """Copy the exact sinks of the first `split` tokens; the column at which the latents start."""
         sinks = min(self.sinks, split)
-        valid = self.cache.valid if self.cache is not None else None
+        valid = self.valid
         self.sink_columns = None
         if not sinks:
             return 0
@@ -109,6 +115,15 @@ class LatentLayer(LayerCache):
         self.sink_keys.set(keys.gather(2, index))
         self.sink_values.set(values.gather(2, index))
         return 0
+
+    def _projected(self, start: int, split: int) -> Tensor | None:
+        """(batch, split − start), False on padding and on sinks among the columns of the latents; None for neither."""
+        valid = self.valid
+        if valid is None:
+            return None
+        if self.sink_columns is not None:
+            valid = valid.scatter(1, self.sink_columns, False)
+        return valid[:, start:split]
 
     def append(self, keys: Tensor, values: Tensor) -> None:
         assert self.projections is not None
@@ -138,18 +153,19 @@ class LatentLayer(LayerCache):
 
     def _segments(self) -> list[Segment]:
         assert self.projections is not None
+        heads = self.projections.A.shape[0]
         segments: list[Segment] = []
         if len(self.sink_keys):
-            segments.append(ExactSegment(self.sink_keys.view(), self.sink_values.view()))
-        segments.append(LatentSegment(self.latent_keys.view(), self.latent_values.view(), self.projections))
+            segments.append(StoredSegment(self.sink_keys, self.sink_values, heads))
+        segments.append(LatentSegment(self.latent_keys, self.latent_values, self.projections))
         if len(self.recent_keys):
-            segments.append(ExactSegment(self.recent_keys.view(), self.recent_values.view()))
+            segments.append(StoredSegment(self.recent_keys, self.recent_values, heads))
         return segments
 
     def _age(self) -> None:
         """Project what has left the window, a growth step at a time: moving rows at every token would cost more."""
         surplus = len(self.recent_keys) - self.window
-        if not self.window or surplus < self.recent_keys.step:
+        if not self.window or surplus < GROWTH_STEP:
             return
         assert self.projections is not None
         self.latent_keys.append(self.recent_keys.drop_front(surplus) @ self.projections.A)
@@ -169,21 +185,21 @@ class LatentLayer(LayerCache):
 
     def compressed_dense(self) -> tuple[Tensor, Tensor]:
         assert self.projections is not None
-        keys = [self.latent_keys.view() @ self.projections.B.transpose(-1, -2)]
-        values = [self.latent_values.view() @ self.projections.B_v.transpose(-1, -2)]
+        keys = [self.latent_keys.dense() @ self.projections.B.transpose(-1, -2)]
+        values = [self.latent_values.dense() @ self.projections.B_v.transpose(-1, -2)]
         if self.sink_columns is not None:
             index = self.sink_columns[:, None, :, None].expand(-1, keys[0].shape[1], -1, keys[0].shape[3])
-            keys[0] = keys[0].scatter(2, index, self.sink_keys.view())
-            values[0] = values[0].scatter(2, index, self.sink_values.view())
+            keys[0] = keys[0].scatter(2, index, self.sink_keys.dense())
+            values[0] = values[0].scatter(2, index, self.sink_values.dense())
         elif len(self.sink_keys):
-            keys.insert(0, self.sink_keys.view())
-            values.insert(0, self.sink_values.view())
+            keys.insert(0, self.sink_keys.dense())
+            values.insert(0, self.sink_values.dense())
         if self.window:
-            keys.append(self.recent_keys.view())
-            values.append(self.recent_values.view())
+            keys.append(self.recent_keys.dense())
+            values.append(self.recent_values.dense())
         return torch.cat(keys, dim=2), torch.cat(values, dim=2)
 
-    def buffers(self) -> Sequence[GrowingBuffer]:
+    def buffers(self) -> Sequence[RowBuffer]:
         return (
             self.latent_keys,
             self.latent_values,

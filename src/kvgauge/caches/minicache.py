@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kvgauge.caches.buffers import GrowingBuffer
+from kvgauge.caches.rows import RowBuffer
 from kvgauge.caches.tail import TailedLayer
 
 RetainedCount = Callable[[int], int]  # tokens of a sequence → tokens of a pair of layers that stay exact
@@ -186,7 +187,7 @@ class MergedPairLayer(TailedLayer):
         }
         return {part: size for part, size in parts.items() if size}
 
-    def buffers(self) -> Sequence[GrowingBuffer]:
+    def buffers(self) -> Sequence[RowBuffer]:
         own = list(super().buffers())
         for states in (self.pair.keys, self.pair.values):
             own += states.own_buffers(self.member)

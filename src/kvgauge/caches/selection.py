@@ -103,8 +103,8 @@ class SelectedSegment:
     def scores(self, query: Tensor) -> Tensor:
         """See `kvgauge.caches.attention.Segment`."""
         keys, rotation = self.source.keys, self.source.rotation
-        factor = keys.factors[self.source.member].view().unflatten(1, (query.shape[1], -1))
-        rows = self._rows(keys.basis.view())
+        factor = keys.factors[self.source.member].dense().unflatten(1, (query.shape[1], -1))
+        rows = self._rows(keys.basis.dense())
         if rotation is None:
             scores = (query @ factor) @ rows.transpose(-1, -2)
         else:
@@ -119,8 +119,8 @@ class SelectedSegment:
     def mix(self, weights: Tensor) -> Tensor:
         """See `kvgauge.caches.attention.Segment`."""
         values = self.source.values
-        factor = values.factors[self.source.member].view().unflatten(1, (weights.shape[1], -1))
-        return (weights @ self._rows(values.basis.view())) @ factor.transpose(-1, -2)
+        factor = values.factors[self.source.member].dense().unflatten(1, (weights.shape[1], -1))
+        return (weights @ self._rows(values.basis.dense())) @ factor.transpose(-1, -2)
 
     def _rows(self, basis: Tensor) -> Tensor:
         """The basis at the chosen columns: (batch, heads, entries, rank)."""

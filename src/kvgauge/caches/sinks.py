@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from kvgauge.caches.attention import causal_mask
-from kvgauge.caches.buffers import GrowingBuffer
-from kvgauge.caches.exact import ExactSegment
+from kvgauge.caches.storage import EXACT, Storage
+from kvgauge.caches.storage_layer import StoredSegment
 
 
 class ExactSinks:
@@ -19,14 +19,15 @@ class ExactSinks:
     its padding: they are gathered, the others keep their columns, and the mask hides the sinks' columns there.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, storage: Storage = EXACT) -> None:
         self.limit = limit
-        self.keys, self.values = GrowingBuffer(step=1), GrowingBuffer(step=1)
+        self.keys, self.values = storage.kept(step=1), storage.kept(step=1)
+        self.num_heads = 0  # kv-heads, known with the first tokens
         self.columns: Tensor | None = None  # (batch, sinks): where they stand, if rows are padded
 
     def take(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Copy the sinks of a context (batch, heads, tokens, head_dim); what is left of keys, values and `valid`."""
-        self.columns = None
+        self.columns, self.num_heads = None, keys.shape[1]
         count = min(self.limit, keys.shape[2] - 1)
         if count < 1:
             return keys, values, valid
@@ -52,9 +53,9 @@ class ExactSinks:
         """Tokens that stand in front of the context's columns: 0 where the columns were gathered."""
         return 0 if self.columns is not None else len(self.keys)
 
-    def segments(self) -> list[ExactSegment]:
+    def segments(self) -> list[StoredSegment]:
         """The sinks as a segment of attention, or none."""
-        return [ExactSegment(self.keys.view(), self.values.view())] if len(self.keys) else []
+        return [StoredSegment(self.keys, self.values, self.num_heads)] if len(self.keys) else []
 
     def mask(self, mask: Tensor | None, queries: int, length: int) -> Tensor | None:
         """A mask (batch, 1, queries, logical length) in the order of the segments: sinks first."""
@@ -70,7 +71,7 @@ class ExactSinks:
         """Keys and values of the other tokens with the sinks back in their places."""
         if not len(self.keys):
             return keys, values
-        own_keys, own_values = self.keys.view(), self.values.view()
+        own_keys, own_values = self.keys.dense(), self.values.dense()
         if self.columns is None:
             return torch.cat([own_keys, keys], dim=2), torch.cat([own_values, values], dim=2)
         index = self.columns[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])

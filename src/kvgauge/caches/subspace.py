@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kvgauge.caches.buffers import GrowingBuffer
+from kvgauge.caches.storage import EXACT, Storage
 from kvgauge.caches.weighting import Weighting
 
 # With a discarded energy above this share of the largest eigenvalue, rounding of a float32 moment (6e-8 of the largest
@@ -94,6 +95,7 @@ class SharedSubspace:
         layers: that share it.
         weighting: the metric in which the subspace is the best one; None: that of the features themselves.
         normalize: bring the (weighted) features of every layer to the same mean square before they are joined.
+        storage: of the basis and the factors.
 
     Attributes:
         basis: (batch, tokens, rank).
@@ -101,9 +103,16 @@ class SharedSubspace:
         scales: (batch, 1, layers), what the features of each layer were divided by; empty where nothing was.
     """
 
-    def __init__(self, layers: int, weighting: Weighting | None = None, *, normalize: bool = False) -> None:
-        self.basis = GrowingBuffer()
-        self.factors = [GrowingBuffer() for _ in range(layers)]
+    def __init__(
+        self,
+        layers: int,
+        weighting: Weighting | None = None,
+        *,
+        normalize: bool = False,
+        storage: Storage = EXACT,
+    ) -> None:
+        self.basis = storage.rows()
+        self.factors = [storage.factor() for _ in range(layers)]
         self.scales = GrowingBuffer(step=1)
         self.weighting, self.normalize = weighting, normalize
 
@@ -142,7 +151,7 @@ class SharedSubspace:
             left, right = svd(torch.cat(parts, dim=-1), own_rank)
             basis[sequence, :, :own_rank] = left.to(dtype)
             factor[sequence, :, :own_rank] = self._unweighted(right, features, scales[sequence, 0]).to(dtype)
-        self.basis.set(basis)
+        self.basis.set(basis, None if valid is None else valid[:, :tokens])
         if self.normalize:
             self.scales.set(scales)
         for buffer, part in zip(self.factors, factor.split(features, dim=1), strict=True):
@@ -169,7 +178,7 @@ class SharedSubspace:
                 weighted = self.weighting.weighted(self.weighting.weighted(part.float(), layer), layer)
             if self.normalize:
                 weighted = weighted / self.scales.view()[:, :, layer, None].square()
-            parts.append(weighted.to(part.dtype) @ factor.view())
+            parts.append(weighted.to(part.dtype) @ factor.dense())
         self.basis.append(torch.stack(parts).sum(dim=0))
 
     def fixed_nbytes(self) -> int:
@@ -178,7 +187,7 @@ class SharedSubspace:
 
     def rebuild(self, layer: int, start: int = 0, stop: int | None = None) -> Tensor:
         """The approximated features (batch, stop − start, features) of one layer."""
-        return self.basis.view()[:, start:stop] @ self.factors[layer].view().transpose(1, 2)
+        return self.basis.block(start, len(self) if stop is None else stop) @ self.factors[layer].dense().mT
 
     def __len__(self) -> int:
         return len(self.basis)

@@ -35,27 +35,27 @@ class SubspaceSegment:
 
     def scores(self, query: Tensor) -> Tensor:
         """See `kvgauge.caches.attention.Segment`."""
-        basis, factor = self.keys.basis.view(), self.keys.factors[self.member].view()
+        factor = self.keys.factors[self.member].dense()
         batch, heads, rows, _ = query.shape
         if self.rotation is not None:
-            return self._rebuilt_scores(query, basis, factor, self.rotation)
+            return self._rebuilt_scores(query, factor, self.rotation)
         asked = query @ factor.unflatten(1, (heads, -1))
-        return (asked.flatten(1, 2) @ basis.transpose(1, 2)).view(batch, heads, rows, -1)
+        return self.keys.basis.dot(asked.flatten(1, 2)).view(batch, heads, rows, -1)
 
-    def _rebuilt_scores(self, query: Tensor, basis: Tensor, factor: Tensor, rotation: PlaneRotation) -> Tensor:
+    def _rebuilt_scores(self, query: Tensor, factor: Tensor, rotation: PlaneRotation) -> Tensor:
         batch, heads, rows, _ = query.shape
-        tokens = basis.shape[1]
+        tokens = len(self)
         starts = range(0, tokens, BLOCK)
         # Turning the query back to the start of each block leaves the keys with the offsets within it.
         turned = self.asked(query, rotation).unsqueeze(-3) * rotation.blocks(len(starts), query.device).conj()[:, None]
         queries = interleaved(turned).unbind(-3)
         scores = query.new_empty(batch, heads, rows, tokens)
-        workspace = basis.new_empty(min(BLOCK, tokens), factor.shape[1])
-        for sequence in range(batch):
-            weight = factor[sequence].T
-            for block, start in enumerate(starts):
-                stop = min(start + BLOCK, tokens)
-                features = torch.mm(basis[sequence, start:stop], weight, out=workspace[: stop - start])
+        workspace = factor.new_empty(min(BLOCK, tokens), factor.shape[1])
+        for block, start in enumerate(starts):
+            stop = min(start + BLOCK, tokens)
+            basis = self.keys.basis.block(start, stop)
+            for sequence in range(batch):
+                features = torch.mm(basis[sequence], factor[sequence].T, out=workspace[: stop - start])
                 rebuilt = features.float().unflatten(-1, (heads, -1))
                 planes_of(rebuilt).mul_(rotation.offsets(stop - start, query.device)[:, None])
                 scores[sequence, :, :, start:stop] = queries[block][sequence] @ rebuilt.permute(1, 2, 0)
@@ -69,8 +69,8 @@ class SubspaceSegment:
     def mix(self, weights: Tensor) -> Tensor:
         """See `kvgauge.caches.attention.Segment`."""
         batch, heads, rows, _ = weights.shape
-        basis, factor = self.values.basis.view(), self.values.factors[self.member].view()
-        mixed = (weights.flatten(1, 2) @ basis).view(batch, heads, rows, -1)
+        factor = self.values.factors[self.member].dense()
+        mixed = self.values.basis.mix(weights.flatten(1, 2)).view(batch, heads, rows, -1)
         return mixed @ factor.unflatten(1, (heads, -1)).transpose(-1, -2)
 
     def dense(self) -> tuple[Tensor, Tensor]:

@@ -10,16 +10,22 @@ from torch import Tensor
 
 from kvgauge.caches.attention import Segment, segmented_attention
 from kvgauge.caches.base import LayerCache
-from kvgauge.caches.buffers import GrowingBuffer
-from kvgauge.caches.exact import ExactSegment
+from kvgauge.caches.rows import RowBuffer
+from kvgauge.caches.storage import EXACT, Storage
+from kvgauge.caches.storage_layer import StoredSegment
 
 
 class TailedLayer(LayerCache):
-    """Tokens after the compression stay exact, behind whatever the subclass makes of the context."""
+    """Tokens after the compression stay exact, behind whatever the subclass makes of the context.
 
-    def __init__(self) -> None:
+    Args:
+        storage: of the tail.
+    """
+
+    def __init__(self, storage: Storage = EXACT) -> None:
         super().__init__()
-        self.tail_keys, self.tail_values = GrowingBuffer(), GrowingBuffer()
+        self.tail_keys, self.tail_values = storage.kept(), storage.kept()
+        self.tail_heads = 0  # kv-heads, known with the first tokens
 
     @abstractmethod
     def context_segment(self) -> Segment:
@@ -30,12 +36,13 @@ class TailedLayer(LayerCache):
         """Keys and values that the compressed tokens stand for, (batch, num_key_value_heads, tokens, head_dim)."""
 
     def append(self, keys: Tensor, values: Tensor) -> None:
+        self.tail_heads = keys.shape[1]
         self.tail_keys.append(keys)
         self.tail_values.append(values)
 
     def tail_segments(self) -> list[Segment]:
         """The exact tokens: one segment, or none."""
-        return [ExactSegment(self.tail_keys.view(), self.tail_values.view())] if len(self.tail_keys) else []
+        return [StoredSegment(self.tail_keys, self.tail_values, self.tail_heads)] if len(self.tail_keys) else []
 
     def attend_compressed(self, query: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
         return segmented_attention(query, [self.context_segment(), *self.tail_segments()], attention_mask, scaling)
@@ -47,7 +54,7 @@ class TailedLayer(LayerCache):
         keys, values = self.context_dense()
         if not len(self.tail_keys):
             return keys, values
-        return torch.cat([keys, self.tail_keys.view()], dim=2), torch.cat([values, self.tail_values.view()], dim=2)
+        return torch.cat([keys, self.tail_keys.dense()], dim=2), torch.cat([values, self.tail_values.dense()], dim=2)
 
-    def buffers(self) -> Sequence[GrowingBuffer]:
+    def buffers(self) -> Sequence[RowBuffer]:
         return (self.tail_keys, self.tail_values)

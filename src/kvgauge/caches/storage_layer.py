@@ -1,0 +1,70 @@
+"""Keys and values of all tokens in whatever form a `Storage` keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from kvgauge.caches.attention import segmented_attention
+from kvgauge.caches.base import LayerCache
+from kvgauge.caches.rows import RowBuffer
+from kvgauge.caches.storage import Storage
+
+
+class StoredSegment:
+    """Keys and values (batch, num_key_value_heads, tokens, head_dim) of two buffers as a segment of attention."""
+
+    def __init__(self, keys: RowBuffer, values: RowBuffer, num_key_value_heads: int) -> None:
+        self.keys, self.values = keys, values
+        self.num_key_value_heads = num_key_value_heads
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def scores(self, query: Tensor) -> Tensor:
+        """See `kvgauge.caches.attention.Segment`."""
+        return self.keys.dot(query)
+
+    def mix(self, weights: Tensor) -> Tensor:
+        """See `kvgauge.caches.attention.Segment`."""
+        return self.values.mix(weights)
+
+
+class StoredLayer(LayerCache):
+    """Every token of one layer in a storage. By default keys are quantised per channel and values per token (KIVI).
+
+    Args:
+        storage: of keys and values.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        super().__init__()
+        self.keys_buffer, self.values_buffer = storage.rows("channel"), storage.rows("token")
+        self.num_heads = 0  # kv-heads, known with the first tokens
+
+    def store(self, keys: Tensor, values: Tensor) -> None:
+        self.num_heads = keys.shape[1]
+        self.keys_buffer.set(keys, self.valid)
+        self.values_buffer.set(values, self.valid)
+
+    def append(self, keys: Tensor, values: Tensor) -> None:
+        self.keys_buffer.append(keys)
+        self.values_buffer.append(values)
+
+    def attend_compressed(self, query: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
+        segment = StoredSegment(self.keys_buffer, self.values_buffer, self.num_heads)
+        return segmented_attention(query, [segment], attention_mask, scaling)
+
+    def compressed_nbytes_by_part(self) -> dict[str, int]:
+        return {"keys": self.keys_buffer.nbytes(), "values": self.values_buffer.nbytes()}
+
+    def compressed_dense(self) -> tuple[Tensor, Tensor]:
+        return self.keys_buffer.dense(), self.values_buffer.dense()
+
+    def buffers(self) -> Sequence[RowBuffer]:
+        return (self.keys_buffer, self.values_buffer)
+
+    def crop_compressed(self, tokens: int) -> None:
+        self.keys_buffer.crop(tokens)
+        self.values_buffer.crop(tokens)
