@@ -23,7 +23,12 @@ def _longbench(sample: Sample, answer: str) -> float:
     return score(sample.task, answer, sample.answers, sample.facts.get("all_classes"))
 
 
-SCORERS: dict[str, Scorer] = {"ruler": _ruler, "longbench": _longbench, "longbench_e": _longbench}
+SCORERS: dict[str, Scorer] = {
+    "ruler": _ruler,
+    "longbench": _longbench,
+    "longbench_e": _longbench,
+    "longbench_stand_in": _longbench,
+}
 
 
 def scorer(benchmark: str) -> Scorer:

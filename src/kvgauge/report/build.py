@@ -15,6 +15,7 @@ from kvgauge.errors import UserError
 from kvgauge.report import plots, tables
 from kvgauge.report.collect import Measurements, collect
 from kvgauge.report.page import Block, Section, render, slug
+from kvgauge.report.task_types import task_type_table
 
 Row = dict[str, Any]
 
@@ -25,6 +26,11 @@ READING = (
     "the same samples, p the exact two-sided sign test over the samples whose score changed, not corrected for the "
     "number of cells. A true difference below the smallest detectable one would be missed more often than once in "
     "five."
+)
+TYPES = (
+    "Means of the means of a type's tasks, compressed before the question is read (unseen) and after (seen), with 95% "
+    "intervals; diff is the paired difference from the uncompressed cache. Language modelling: KL in nats a token and "
+    "perplexity of held-out text that continues a compressed context."
 )
 
 
@@ -55,7 +61,8 @@ def build_report(
     """Write the report: ``index.html``, ``table.csv``, ``table.md``, ``metrics.json`` and the figures as PNG.
 
     The same input gives the same bytes. Chapters without input are left out; ``table.csv`` and ``table.md`` hold the
-    main table, or where nothing was evaluated the fidelity or the latency table.
+    main table, or where nothing was evaluated the fidelity or the latency table. ``task_types.csv`` and
+    ``task_types.md`` are written where something was evaluated.
 
     Args:
         evaluate_dirs: output directories of the evaluate stage.
@@ -79,10 +86,12 @@ def build_report(
     main = tables.main_table(measured.cells, measured.latency)
     fidelity = tables.fidelity_table(measured.fidelity, measured.model)
     latency = tables.latency_table(measured.latency)
+    types = task_type_table(measured.samples, measured.model)
 
     draft = _Draft()
     if measured.cells:
         _accuracy(draft, measured, main, palette)
+        draft.sections.append(Section("By task type", blocks=[_table(types, "", TYPES)]))
     if measured.fidelity or measured.model:
         _fidelity(draft, measured, fidelity, palette)
     if measured.latency:
@@ -97,6 +106,9 @@ def build_report(
     chief = next((table for table in (main, fidelity, latency) if not table.empty), main)
     _write(out / "table.csv", tables.to_csv(chief).encode())
     _write(out / "table.md", tables.to_markdown(chief).encode())
+    if measured.cells:
+        _write(out / "task_types.csv", tables.to_csv(types).encode())
+        _write(out / "task_types.md", tables.to_markdown(types).encode())
     write_json(out / "metrics.json", metrics(measured.cells))
     index = out / "index.html"
     _write(index, render(title, _subtitle(measured), draft.sections, provenance).encode())

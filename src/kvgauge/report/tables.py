@@ -38,6 +38,10 @@ TITLES = {
     "rank_v": "rank V",
     "kl": "KL",
     "perplexity_full": "perplexity (full)",
+    "context": "question unseen",
+    "prompt": "question seen",
+    "diff_context": "diff, unseen",
+    "diff_prompt": "diff, seen",
 } | TIMES
 DROPPED_IF_CONSTANT = ["model", "compress_at", "length", "batch", "context_length", "method"]
 

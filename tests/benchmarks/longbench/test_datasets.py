@@ -53,13 +53,14 @@ def test_metric_and_answer_length_agree_with_lm_eval(name):
 
 
 @pytest.mark.parametrize(
-    ("task", "name"), [("qasper", "qasper"), ("qasper_e", "qasper"), ("repobench-p_e", "repobench-p")]
+    ("task", "name"),
+    [("qasper", "qasper"), ("qasper_e", "qasper"), ("repobench-p_e", "repobench-p"), ("trec_stand_in", "trec")],
 )
-def test_dataset_of_a_task_of_either_edition(task, name):
+def test_dataset_of_a_task_of_any_edition(task, name):
     assert dataset_of(task).name == name
 
 
-@pytest.mark.parametrize("task", ["qaspr", "musique_e", "_e", ""])
+@pytest.mark.parametrize("task", ["qaspr", "musique_e", "qasper_stand_in", "_e", ""])
 def test_unknown_task_is_a_user_error(task):
     with pytest.raises(UserError, match=f"unknown LongBench task '{task}'"):
         dataset_of(task)

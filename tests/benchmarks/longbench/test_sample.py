@@ -4,7 +4,7 @@ import json
 import pytest
 
 from kvgauge.benchmarks.longbench import DATASETS, LongBenchConfig, score
-from kvgauge.benchmarks.longbench.datasets import EDITIONS, names, task_name
+from kvgauge.benchmarks.longbench.datasets import EDITIONS, file_name, names, task_name
 from kvgauge.benchmarks.longbench.prompts import prompt_formats
 from kvgauge.benchmarks.longbench.rows import Files
 from kvgauge.evaluation.prompting import Template, encode
@@ -25,7 +25,8 @@ def prompts(directory, counter):
 def test_every_dataset_from_its_file_to_a_score(prompts, directory, counter, edition, name):
     counter.tokenizer.chat_template = TEMPLATE
     task, dataset, form = task_name(name, edition), DATASETS[name], prompt_formats()[name]
-    rows = Files(str(directory), [task]).rows(task)
+    file = file_name(name, edition)
+    rows = Files(str(directory), [file]).rows(file)
     samples = prompts(tasks=[name], edition=edition)
     assert [sample.id for sample in samples] == [f"{task}-{index:04d}" for index in range(len(rows))]
     for sample, row in zip(samples, rows, strict=True):

@@ -13,7 +13,16 @@ from collections.abc import Iterable, Mapping
 from statistics import fmean
 from typing import Any
 
-from kvgauge.benchmarks.longbench.datasets import CATEGORIES, DATASETS, E_SUFFIX, Dataset, dataset_of
+from kvgauge.benchmarks.longbench.datasets import (
+    CATEGORIES,
+    DATASETS,
+    EDITIONS,
+    Dataset,
+    Edition,
+    dataset_of,
+    names,
+    task_name,
+)
 
 _SETTING = ("cell", "method", "budget", "compress_at", "model", "length")
 _SPOKEN = ("en", "zh")
@@ -52,10 +61,7 @@ def _languages(means: Mapping[str, float]) -> list[str]:
 
 
 def _rows(means: Mapping[str, float], language: str) -> list[dict[str, Any]]:
-    edition_e = all(task.endswith(E_SUFFIX) for task in means)
-    belongs = [
-        dataset for dataset in DATASETS.values() if _counts(dataset, language) and (dataset.in_e or not edition_e)
-    ]
+    belongs = [DATASETS[name] for name in names(_edition(means)) if _counts(DATASETS[name], language)]
     rows = []
     for category in CATEGORIES:
         expected = {dataset.name for dataset in belongs if dataset.category == category}
@@ -64,6 +70,12 @@ def _rows(means: Mapping[str, float], language: str) -> list[dict[str, Any]]:
             rows.append(_row(language, category, fmean(means[task] for task in tasks), tasks, len(expected)))
     tasks = sorted(task for row in rows for task in row["tasks"])
     return [*rows, _row(language, "overall", fmean(row["mean"] for row in rows), tasks, len(belongs))]
+
+
+def _edition(tasks: Iterable[str]) -> Edition:
+    """The edition that all the tasks are of; the standard one where they are of several."""
+    own = (edition for edition in EDITIONS if set(tasks) <= {task_name(name, edition) for name in names(edition)})
+    return next(own, "standard")
 
 
 def _counts(dataset: Dataset, language: str) -> bool:

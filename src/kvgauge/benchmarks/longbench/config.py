@@ -1,4 +1,4 @@
-"""What to ask of LongBench: the configuration of ``conf/benchmark/longbench.yaml`` and ``longbench_e.yaml``."""
+"""What to ask of LongBench: the configuration of ``conf/benchmark/longbench*.yaml``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class LongBenchConfig:
         name: the benchmark's name; starts with ``longbench``.
         tasks: names of `kvgauge.benchmarks.longbench.DATASETS`, or ``"all"`` of the edition; a tuple of names
             afterwards.
-        edition: ``standard`` (21 datasets) or ``e`` (LongBench-E: 13 datasets of even lengths).
+        edition: ``standard`` (21 datasets), ``e`` (LongBench-E: 13 datasets of even lengths) or ``stand_in`` (4 of
+            LongBench's kinds over other texts, see `kvgauge.benchmarks.longbench.stand_in`).
         samples: samples per dataset, drawn with `seed`; more of them add to those there are; None for all.
         source: ``hub``, a directory with the official JSON Lines files (or with their folder ``data``), or their
             ``data.zip``.

@@ -20,7 +20,7 @@ Metric = Literal[
     "count",
     "code_sim",
 ]
-Edition = Literal["standard", "e"]
+Edition = Literal["standard", "e", "stand_in"]
 
 CATEGORIES: tuple[Category, ...] = (
     "single_doc_qa",
@@ -30,8 +30,10 @@ CATEGORIES: tuple[Category, ...] = (
     "synthetic",
     "code",
 )
-EDITIONS: tuple[Edition, ...] = ("standard", "e")
+EDITIONS: tuple[Edition, ...] = ("standard", "e", "stand_in")
 E_SUFFIX = "_e"
+STAND_IN_SUFFIX = "_stand_in"
+_SUFFIXES: dict[Edition, str] = {"standard": "", "e": E_SUFFIX, "stand_in": STAND_IN_SUFFIX}
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Dataset:
         metric: its official score, see `kvgauge.benchmarks.longbench.metrics`.
         max_new_tokens: official number of tokens of the answer.
         in_e: whether LongBench-E has it.
+        in_stand_in: whether `kvgauge.benchmarks.longbench.stand_in` makes rows of its kind from RULER's sources.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Dataset:
     metric: Metric
     max_new_tokens: int
     in_e: bool = False
+    in_stand_in: bool = False
 
     @property
     def chat(self) -> bool:
@@ -70,9 +74,9 @@ DATASETS: dict[str, Dataset] = {
     for dataset in (
         Dataset("narrativeqa", "single_doc_qa", "en", "qa_f1", 128),
         Dataset("qasper", "single_doc_qa", "en", "qa_f1", 128, in_e=True),
-        Dataset("multifieldqa_en", "single_doc_qa", "en", "qa_f1", 64, in_e=True),
+        Dataset("multifieldqa_en", "single_doc_qa", "en", "qa_f1", 64, in_e=True, in_stand_in=True),
         Dataset("multifieldqa_zh", "single_doc_qa", "zh", "qa_f1_zh", 64),
-        Dataset("hotpotqa", "multi_doc_qa", "en", "qa_f1", 32, in_e=True),
+        Dataset("hotpotqa", "multi_doc_qa", "en", "qa_f1", 32, in_e=True, in_stand_in=True),
         Dataset("2wikimqa", "multi_doc_qa", "en", "qa_f1", 32, in_e=True),
         Dataset("musique", "multi_doc_qa", "en", "qa_f1", 32),
         Dataset("dureader", "multi_doc_qa", "zh", "rouge_l_zh", 128),
@@ -80,8 +84,8 @@ DATASETS: dict[str, Dataset] = {
         Dataset("qmsum", "summarization", "en", "rouge_l", 512),
         Dataset("multi_news", "summarization", "en", "rouge_l", 512, in_e=True),
         Dataset("vcsum", "summarization", "zh", "rouge_l_zh", 512),
-        Dataset("trec", "few_shot", "en", "classification", 64, in_e=True),
-        Dataset("triviaqa", "few_shot", "en", "qa_f1", 32, in_e=True),
+        Dataset("trec", "few_shot", "en", "classification", 64, in_e=True, in_stand_in=True),
+        Dataset("triviaqa", "few_shot", "en", "qa_f1", 32, in_e=True, in_stand_in=True),
         Dataset("samsum", "few_shot", "en", "rouge_l", 128, in_e=True),
         Dataset("lsht", "few_shot", "zh", "classification", 64),
         Dataset("passage_count", "synthetic", "en", "count", 32, in_e=True),
@@ -95,22 +99,30 @@ DATASETS: dict[str, Dataset] = {
 
 def names(edition: Edition) -> tuple[str, ...]:
     """The datasets of an edition, in the paper's order."""
-    return tuple(name for name, dataset in DATASETS.items() if edition == "standard" or dataset.in_e)
+    return tuple(name for name, dataset in DATASETS.items() if _belongs(dataset, edition))
 
 
 def task_name(name: str, edition: Edition) -> str:
-    """The task's name, which is also its official file's: LongBench-E adds ``_e`` to that of the dataset."""
-    return name + E_SUFFIX if edition == "e" else name
+    """The task's name: LongBench-E adds ``_e`` to that of the dataset, the stand-in ``_stand_in``."""
+    return name + _SUFFIXES[edition]
+
+
+def file_name(name: str, edition: Edition) -> str:
+    """The name, without ``.jsonl``, of the file that holds a dataset's rows: the official one, in the stand-in too."""
+    return name if edition == "stand_in" else task_name(name, edition)
 
 
 def dataset_of(task: str) -> Dataset:
-    """The dataset of a task of either edition.
+    """The dataset of a task of any edition.
 
     Raises:
         UserError: there is no such task.
     """
-    name = task.removesuffix(E_SUFFIX)
-    if name not in DATASETS or (name != task and not DATASETS[name].in_e):
-        known = [task_name(known, edition) for edition in EDITIONS for known in names(edition)]
-        raise unknown("LongBench task", task, known)
-    return DATASETS[name]
+    for name, dataset in DATASETS.items():
+        if any(_belongs(dataset, edition) and task == task_name(name, edition) for edition in EDITIONS):
+            return dataset
+    raise unknown("LongBench task", task, [task_name(name, edition) for edition in EDITIONS for name in names(edition)])
+
+
+def _belongs(dataset: Dataset, edition: Edition) -> bool:
+    return {"standard": True, "e": dataset.in_e, "stand_in": dataset.in_stand_in}[edition]

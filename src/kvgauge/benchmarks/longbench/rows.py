@@ -9,12 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvgauge.benchmarks.longbench.datasets import dataset_of
+from kvgauge.benchmarks.longbench.datasets import Edition, dataset_of
 from kvgauge.errors import UserError
 
 HUB_DATASET = "THUDM/LongBench"
 HUB_FILE = "data.zip"
-_ADVICE = f"get {HUB_FILE} of the hub's dataset {HUB_DATASET} and set benchmark.source to it or to its directory"
+OFFICIAL = f"get {HUB_FILE} of the hub's dataset {HUB_DATASET} and set benchmark.source to it or to its directory"
+ADVICE: dict[Edition, str] = {
+    "standard": OFFICIAL,
+    "e": OFFICIAL,
+    "stand_in": "make them with python -m kvgauge.benchmarks.longbench.stand_in <directory> and set benchmark.source "
+    "to that directory",
+}
 
 
 @dataclass(frozen=True)
@@ -46,16 +52,18 @@ class Files:
     Args:
         source: ``hub``, a directory or a zip file, see `LongBenchConfig`.
         tasks: the tasks that will be read, each a file's name without ``.jsonl``.
+        advice: how to come by the files, for error messages.
 
     Raises:
         UserError: the source does not exist or cannot be reached, or lacks files (the message lists which).
     """
 
-    def __init__(self, source: str, tasks: Sequence[str]) -> None:
-        self._root = _root(source)
+    def __init__(self, source: str, tasks: Sequence[str], advice: str = OFFICIAL) -> None:
+        self._advice = advice
+        self._root = _root(source, advice)
         missing = [f"{task}.jsonl" for task in tasks if not self._path(task).is_file()]
         if missing:
-            raise UserError(f"LongBench files are missing in {source}: {', '.join(missing)}: {_ADVICE}")
+            raise UserError(f"LongBench files are missing in {source}: {', '.join(missing)}: {advice}")
 
     def rows(self, task: str) -> list[Row]:
         """The rows of a task, in the file's order.
@@ -64,9 +72,9 @@ class Files:
             UserError: the file is empty, or a line is not an official row.
         """
         with self._path(task).open("rb") as stream:
-            rows = list(_rows(stream, task))
+            rows = list(_rows(stream, task, self._advice))
         if not rows:
-            raise UserError(f"LongBench file {task}.jsonl has no rows: {_ADVICE}")
+            raise UserError(f"LongBench file {task}.jsonl has no rows: {self._advice}")
         return rows
 
     def _path(self, task: str) -> Path | zipfile.Path:
@@ -75,16 +83,16 @@ class Files:
         return nested if nested.is_file() else self._root / name
 
 
-def _root(source: str) -> Path | zipfile.Path:
+def _root(source: str, advice: str) -> Path | zipfile.Path:
     path = _downloaded() if source == "hub" else Path(source)
     if path.is_dir():
         return path
     if not path.is_file():
-        raise UserError(f"no LongBench source {source!r}: {_ADVICE}")
+        raise UserError(f"no LongBench source {source!r}: {advice}")
     try:
         return zipfile.Path(path)
     except zipfile.BadZipFile as error:
-        raise UserError(f"LongBench source {source} is neither a directory nor a zip file: {_ADVICE}") from error
+        raise UserError(f"LongBench source {source} is neither a directory nor a zip file: {advice}") from error
 
 
 def _downloaded() -> Path:
@@ -95,11 +103,11 @@ def _downloaded() -> Path:
     except (OSError, ValueError) as error:  # the hub's errors are OSErrors, a missing file offline a ValueError, too
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:160]
         raise UserError(
-            f"cannot get {HUB_FILE} of {HUB_DATASET} from the hub ({reason}): unset HF_HUB_OFFLINE, or {_ADVICE}"
+            f"cannot get {HUB_FILE} of {HUB_DATASET} from the hub ({reason}): unset HF_HUB_OFFLINE, or {OFFICIAL}"
         ) from error
 
 
-def _rows(lines: Any, task: str) -> Iterator[Row]:
+def _rows(lines: Any, task: str, advice: str) -> Iterator[Row]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -107,7 +115,7 @@ def _rows(lines: Any, task: str) -> Iterator[Row]:
             yield _row(json.loads(line), classes=dataset_of(task).metric == "classification")
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
-                f"line {number} of LongBench file {task}.jsonl is not an official row ({error!r}): {_ADVICE}"
+                f"line {number} of LongBench file {task}.jsonl is not an official row ({error!r}): {advice}"
             ) from error
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 from transformers import PreTrainedTokenizerBase
 
 from kvgauge.benchmarks.longbench.buckets import bucket_of
-from kvgauge.benchmarks.longbench.datasets import DATASETS, Dataset, Edition, task_name
+from kvgauge.benchmarks.longbench.datasets import DATASETS, Dataset, Edition, file_name, task_name
 from kvgauge.benchmarks.longbench.prompts import prompt_formats
-from kvgauge.benchmarks.longbench.rows import Files, Row
+from kvgauge.benchmarks.longbench.rows import ADVICE, Files, Row
 from kvgauge.benchmarks.longbench.truncation import fit
 from kvgauge.benchmarks.sample import Sample
 from kvgauge.evaluation.prompting import Template
@@ -26,7 +26,7 @@ class LongBenchSample(Sample):
     """One LongBench prompt. The fields of `Sample` that mean something else here, and those that are added:
 
     Attributes:
-        task: the dataset, with ``_e`` in LongBench-E.
+        task: the dataset, with ``_e`` in LongBench-E and ``_stand_in`` in the stand-in.
         length: what results are grouped by: in LongBench-E the bucket's number, see `Bucket.length`; else the
             configuration's `max_length` in tokens, 0 where it sets none.
         tokens: tokens of the assembled prompt plus `max_new_tokens`; at most `max_length`, if there is one.
@@ -70,11 +70,11 @@ def load(config: LongBenchConfig, tokenizer: PreTrainedTokenizerBase) -> Iterato
             `max_length` too small for any text.
     """
     edition = cast(Edition, config.edition)
-    files = Files(config.source, [task_name(name, edition) for name in config.tasks])
+    files = Files(config.source, [file_name(name, edition) for name in config.tasks], ADVICE[edition])
     for name in config.tasks:
         dataset, task = DATASETS[name], task_name(name, edition)
         template = Template.of(tokenizer, config.chat and dataset.chat)
-        rows = files.rows(task)
+        rows = files.rows(file_name(name, edition))
         for index in _chosen(len(rows), config.samples, f"{config.seed}/{task}"):
             yield _sample(config, dataset, rows[index], f"{task}-{index:04d}", tokenizer, template)
 

@@ -1,0 +1,91 @@
+"""The table by task type: what a method keeps of a context when it has not seen the question, beside when it has."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kvgauge.benchmarks.task_types import LANGUAGE_MODELLING, TASK_TYPES, task_type
+from kvgauge.evaluation.statistics import summarise
+from kvgauge.report.tables import fidelity_label
+
+Row = dict[str, Any]
+
+MOMENTS = ("context", "prompt")
+HEAD = ["type", "cell", "model", "tasks", "n"]
+PREDICTIONS = ["kl", "perplexity", "perplexity_full"]
+COLUMNS = [
+    *HEAD,
+    *(f"{moment}{end}" for moment in MOMENTS for end in ("", "_low", "_high")),
+    *(f"diff_{moment}{end}" for moment in MOMENTS for end in ("", "_low", "_high")),
+    *PREDICTIONS,
+]
+
+
+def task_type_table(
+    samples: Sequence[Mapping[str, Any]], predictions: Sequence[Mapping[str, Any]] = (), baseline: str = "full"
+) -> pd.DataFrame:
+    """One row per task type, model and cell.
+
+    Args:
+        samples: rows of the evaluate stage.
+        predictions: rows of ``model.json`` of the merge stage; they are the type "language modelling".
+        baseline: label of the uncompressed cell, which has no moment of compression: its means stand at both.
+
+    Returns:
+        Numbers, unrounded. ``context`` and ``prompt``: the mean of the means of the type's tasks, compressed before the
+        question was read and after it, with 95% intervals; ``diff_…``: the paired differences from the uncompressed
+        cache; ``kl`` (nats per token) and perplexities of text that continues a compressed context; ``tasks``: their
+        names; ``n``: samples per moment.
+    """
+    rows: dict[tuple[str, str, str], Row] = {}
+    for kind, cell in _summaries(samples, baseline):
+        row = rows.setdefault(
+            (kind, cell["model"], cell["cell"]), {"type": kind, "cell": cell["cell"], "model": cell["model"]}
+        )
+        row |= {"tasks": cell["tasks"], "n": cell["n"]}
+        for moment in MOMENTS if cell["cell"] == baseline else (cell["compress_at"],):
+            row |= {f"{moment}{end}": cell[name] for end, name in (("", "mean"), ("_low", "low"), ("_high", "high"))}
+            row |= {f"diff_{moment}{end}": cell[f"diff{end}"] for end in ("", "_low", "_high")}
+    for cell in _perplexities(predictions, baseline):
+        rows[LANGUAGE_MODELLING, cell["model"], cell["cell"]] = cell
+    table = pd.DataFrame.from_records(list(rows.values())).reindex(columns=COLUMNS)
+    order = table["type"].map(TASK_TYPES.index)
+    return table.assign(order=order).sort_values("order", kind="stable", ignore_index=True).drop(columns="order")
+
+
+def _summaries(samples: Sequence[Mapping[str, Any]], baseline: str) -> Iterator[tuple[str, Row]]:
+    """(type, row over all its tasks and lengths) in the order of `summarise`."""
+    by_type: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for sample in samples:
+        by_type[task_type(str(sample["task"]))].append(sample)
+    for kind, members in by_type.items():
+        tasks = ", ".join(sorted({str(sample["task"]) for sample in members}))
+        several = len({sample["length"] for sample in members}) > 1
+        for row in summarise(members, baseline):
+            if row["task"] == "all" and (row["length"] is None or not several):
+                yield kind, row | {"tasks": tasks}
+
+
+def _perplexities(predictions: Sequence[Mapping[str, Any]], baseline: str) -> Iterator[Row]:
+    """Means over sequences for each model and cell, the uncompressed model's first."""
+    by_cell: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
+    exact: dict[str, dict[Any, float]] = defaultdict(dict)
+    for row in predictions:
+        if row["kl"] is not None:
+            model = str(row.get("model", ""))
+            by_cell[model, fidelity_label(dict(row))].append(row)
+            exact[model][row["sequence"]] = row["perplexity_full"]
+    head: Row = {"type": LANGUAGE_MODELLING, "tasks": "held-out text"}
+    for model, of_sequence in exact.items():
+        perplexity = float(np.mean(list(of_sequence.values())))
+        figures = {"kl": 0.0, "perplexity": perplexity, "perplexity_full": perplexity}
+        yield head | {"cell": baseline, "model": model, "n": len(of_sequence)} | figures
+    for (model, cell), rows in by_cell.items():
+        if cell != baseline:
+            means = {name: float(np.mean([row[name] for row in rows])) for name in PREDICTIONS}
+            yield head | {"cell": cell, "model": model, "n": len(rows)} | means
