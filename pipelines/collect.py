@@ -2,16 +2,17 @@
 
     python -m pipelines.collect corpus=essays corpus.num_sequences=8
 
-Writes ``collect/…/moments.safetensors``.
+Writes ``collect/…/moments.safetensors``: the moments, and a few of the sequences for fits that need more.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from omegaconf import DictConfig
 
 import kvgauge
 from kvgauge import artifacts, configuration, provenance
-from kvgauge.calibration.moments import Moments
 from kvgauge.stage import complete, stage, stage_directory
 
 
@@ -26,7 +27,8 @@ def run(cfg: DictConfig) -> None:
     tokens = artifacts.read_tensors(source / "tokens.safetensors")[0]["tokens"]
     moments = kvgauge.collect(model, tokens.split(1), progress=True)
     artifacts.begin(directory)
-    named = Moments(moments.tensors, moments.metadata | {"model_name": cfg.model.name, "corpus": cfg.corpus.name})
+    names = {"model_name": cfg.model.name, "corpus": cfg.corpus.name}
+    named = replace(moments, metadata=moments.metadata | names)
     named.save(directory / "moments.safetensors")
     artifacts.finish(directory, "collect", config, tokens=moments.tokens)
     print(directory)

@@ -33,7 +33,7 @@ def run(cfg: DictConfig) -> None:
     fitted = method.fit(Moments.load(source / "moments.safetensors"), model)
     artifacts.begin(directory)
     fitted.save(directory / "projections.safetensors")
-    artifacts.finish(directory, "fit", config, floored_eigenvalues=fitted.metadata["floored_eigenvalues"])
+    artifacts.finish(directory, "fit", config, floored_eigenvalues=fitted.metadata.get("floored_eigenvalues"))
     print(directory)
 
 

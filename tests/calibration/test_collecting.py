@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import kvgauge
+from kvgauge.calibration.moments import SEQUENCE_TOKENS, first_sequences
 from kvgauge.errors import UserError
 from kvgauge.measure.fidelity import observe
 from kvgauge.models.loading import load_model
@@ -82,3 +83,19 @@ def test_no_tokens_too_many_tokens_and_nan(tiny, tokens):
     broken.model.layers[2].self_attn.v_proj.weight.data[0, 0] = float("nan")
     with pytest.raises(UserError, match=r"layer 2 \(v\) are not finite"):
         kvgauge.collect(broken, [tokens(1, 20)])
+
+
+def test_a_few_sequences_stay_with_the_moments(tiny, tokens, tmp_path):
+    model = tiny("tiny/llama")
+    first, second = tokens(2, 40, seed=1), tokens(1, 30, seed=2)
+    together = kvgauge.collect(model, [first]) + kvgauge.collect(model, [second])
+    together.save(tmp_path / "moments.safetensors")
+    loaded = kvgauge.Moments.load(tmp_path / "moments.safetensors")
+    assert [ids.tolist() for ids in loaded.sequences] == [*first.tolist(), *second.tolist()]
+    assert set(loaded.tensors) == set(together.tensors)
+
+
+def test_no_more_sequences_stay_than_fit():
+    sequences = [torch.zeros(SEQUENCE_TOKENS // 2 - 1) for _ in range(3)]
+    assert len(first_sequences(sequences)) == 2
+    assert first_sequences([torch.zeros(2 * SEQUENCE_TOKENS)])[0].numel() == SEQUENCE_TOKENS

@@ -103,7 +103,7 @@ def test_left_padding_changes_nothing(name, model_name, tiny, fit, tokens):
 
 def per_row_budget(name):
     """Methods whose sizes do not depend on the length of the context give every row what it gets alone."""
-    return name in ("full", "ksvd", "eigen", "kqsvd")
+    return name in ("full", "ksvd", "eigen", "kqsvd", "kvquant")
 
 
 @pytest.mark.parametrize("name", kvgauge.list_methods())

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from kvgauge.caches.observing import Observation, observing_cache
-from kvgauge.calibration.moments import NAMES, Moments
+from kvgauge.calibration.moments import NAMES, Moments, first_sequences
 from kvgauge.errors import UserError
 from kvgauge.models.facts import check_length, model_facts, model_fingerprint
 from kvgauge.models.rotary import Rotary
@@ -38,6 +38,7 @@ def collect(model: PreTrainedModel, token_batches: Iterable[Tensor], *, progress
     sums = {name: torch.zeros(shape, dtype=torch.float64, device=model.device) for name in NAMES}
     rotary = None if facts.latent is not None else Rotary(model)  # MLA's latents carry no rotation
     tokens = longest = 0
+    sequences: tuple[Tensor, ...] = ()
 
     def observe(seen: Observation) -> None:
         positions = seen.positions
@@ -61,6 +62,7 @@ def collect(model: PreTrainedModel, token_batches: Iterable[Tensor], *, progress
         model.get_decoder()(input_ids=ids.to(model.device), past_key_values=cache, use_cache=True)
         tokens += ids.numel()
         longest = max(longest, ids.shape[1])
+        sequences = first_sequences((*sequences, *ids.to("cpu", torch.int32)))
     if not tokens:
         raise UserError("no calibration tokens: give a corpus with at least one sequence")
     finite = {name: torch.isfinite(value).flatten(1).all(dim=1).tolist() for name, value in sums.items()}
@@ -75,7 +77,7 @@ def collect(model: PreTrainedModel, token_batches: Iterable[Tensor], *, progress
         "tokens": tokens,
         "sequence_length": longest,
     }
-    return Moments({name: value.cpu() for name, value in sums.items()}, metadata)
+    return Moments({name: value.cpu() for name, value in sums.items()}, metadata, sequences)
 
 
 def second_moment(states: Tensor, num_key_value_heads: int) -> Tensor:

@@ -1,7 +1,11 @@
-"""Second moments of keys, queries and values: all that the closed forms need, in memory that no corpus can grow."""
+"""Second moments of keys, queries and values: all that the closed forms need, in memory that no corpus can grow.
+
+A few of the sequences that they were taken of stay with them, for methods whose fit needs more than second moments.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,8 @@ from kvgauge.errors import UserError
 from kvgauge.models.facts import model_fingerprint
 
 NAMES = ("k_post", "k_pre", "q_post", "q_pre", "v")
+SEQUENCE_TOKENS = 32_768  # of the sequences that are kept: 16 of 2,048, an eighth of a megabyte
+_SEQUENCE = "sequence_"
 
 
 @dataclass(frozen=True)
@@ -26,10 +32,12 @@ class Moments:
             head_dim), float64; the queries of a group are stacked, so ``q_*`` sums over the group's heads too.
         metadata: ``model`` and ``model_name``, ``tokens`` counted, ``sequence_length`` of the longest sequence, and
             what the caller adds, e.g. the corpus.
+        sequences: the first calibration sequences, token ids (tokens,), at most `SEQUENCE_TOKENS` tokens in all.
     """
 
     tensors: dict[str, Tensor]
     metadata: dict[str, Any] = field(default_factory=dict)
+    sequences: tuple[Tensor, ...] = ()
 
     @property
     def num_layers(self) -> int:
@@ -69,7 +77,7 @@ class Moments:
             "tokens": self.tokens + other.tokens,
             "sequence_length": max(self.sequence_length, other.sequence_length),
         }
-        return Moments(tensors, self.metadata | counted)
+        return Moments(tensors, self.metadata | counted, first_sequences((*self.sequences, *other.sequences)))
 
     def check(self, model: PreTrainedModel) -> None:
         """Refuse moments that cannot be used with `model`.
@@ -88,7 +96,8 @@ class Moments:
 
     def save(self, path: Path) -> None:
         """Write one safetensors file, whole or not at all."""
-        write_tensors(path, self.tensors, self.metadata)
+        sequences = {f"{_SEQUENCE}{index:04d}": ids for index, ids in enumerate(self.sequences)}
+        write_tensors(path, self.tensors | sequences, self.metadata)
 
     @classmethod
     def load(cls, path: Path) -> Moments:
@@ -98,4 +107,17 @@ class Moments:
             UserError: the file is missing or damaged.
         """
         tensors, metadata = read_tensors(path)
-        return cls(tensors, metadata)
+        sequences = tuple(tensors.pop(name) for name in sorted(tensors) if name.startswith(_SEQUENCE))
+        return cls(tensors, metadata, sequences)
+
+
+def first_sequences(sequences: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """As many of the first `sequences`, each (tokens,), as `SEQUENCE_TOKENS` allows, and one in any case."""
+    kept: list[Tensor] = []
+    left = SEQUENCE_TOKENS
+    for ids in sequences:
+        if kept and ids.numel() > left:
+            break
+        kept.append(ids[:SEQUENCE_TOKENS])
+        left -= ids.numel()
+    return tuple(kept)

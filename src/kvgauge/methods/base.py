@@ -47,6 +47,9 @@ class Method(ABC):
     fit_fields: ClassVar[tuple[str, ...]] = ()
     """Fields that change what `fit` returns; all others may differ between runs that share a fit."""
 
+    few_settings: ClassVar[bool] = False
+    """A budget only picks one of a few settings, e.g. a number of bits, and bytes may lie well below it (`larger`)."""
+
     def __post_init__(self) -> None:
         if self.budget is not None and not 0.0 < self.budget <= 1.0:
             raise UserError(f"budget {self.budget:g} of {self.name} is outside (0, 1]: give the share of bytes to keep")
@@ -89,6 +92,13 @@ class Method(ABC):
         None for a method that has no such setting.
         """
         return replace(self, budget=1.0)
+
+    def larger(self, cache: KVCache) -> Method | None:
+        """The next larger setting than the one that the budget picked for `cache`, for methods of `few_settings`.
+
+        Its bytes exceed the budget. None where there is none.
+        """
+        return None
 
     def config(self) -> dict[str, Any]:
         """The fields as JSON-like data."""
