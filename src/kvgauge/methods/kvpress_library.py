@@ -16,7 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from kvgauge.caches import attention
 from kvgauge.errors import UserError
 
-INSTALL = "pip install --no-deps kvpress==0.5.5 && pip install 'cachetools<6' 'fire<0.7'"
+INSTALL = "pip install 'cachetools<6' 'fire<0.7' requests && pip install --no-deps kvpress==0.5.5"
 BASES = ("BasePress", "ScorerPress")
 
 
