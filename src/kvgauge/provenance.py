@@ -84,8 +84,8 @@ def fit_config(
     """Identity of fitted projections."""
     return {
         "moments": digest(moments_config(cfg, model, tokenizer)),
-        "fit": method.fit_config(),
-        "code": method.fit_code_version(),
+        "fit": method.fitter.fit_config(),
+        "code": method.fitter.fit_code_version(),
     }
 
 
@@ -100,7 +100,7 @@ def load_fit(
     if not method.learns:
         return None
     wanted = fit_config(cfg, model, tokenizer, method)
-    directory = artifacts.find(cfg.artifacts, "fit", wanted, f"python -m pipelines.fit method={method.name}")
+    directory = artifacts.find(cfg.artifacts, "fit", wanted, f"python -m pipelines.fit method={method.fitter.name}")
     return Fitted.load(directory / "projections.safetensors")
 
 

@@ -120,6 +120,11 @@ def causal_mask(queries: int, tokens: int, device: torch.device) -> Tensor:
     return (torch.arange(tokens, device=device)[None, :] <= last[:, None])[None, None]
 
 
+def hide(mask: Tensor, columns: Tensor) -> Tensor:
+    """A mask (…, tokens) with `columns` (…, n) hidden, boolean or added to the scores."""
+    return mask.scatter(-1, columns, False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min)
+
+
 def segmented_attention(
     query: Tensor, segments: list[Segment], attention_mask: Tensor | None, scaling: float
 ) -> Tensor:
@@ -128,7 +133,7 @@ def segmented_attention(
     Args:
         query: (batch, num_attention_heads, queries, head_dim).
         segments: in logical order; their entries together are the logical length.
-        attention_mask: as in `Attendable.attend`.
+        attention_mask: as in `Attendable.attend`, or floating point: added to the scores.
         scaling: factor on the scores.
 
     Returns:
@@ -158,9 +163,12 @@ def _attend_block(
     parts = [segment.scores(grouped) for segment in segments]
     scores = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
     if mask is not None:
-        hidden = ~mask[:, :, None]  # (batch, 1, 1, queries, tokens): the same for every head and group
+        common = mask[:, :, None]  # (batch, 1, 1, queries, tokens): the same for every head and group
         folded = scores.view(batch, kv_heads, heads // kv_heads, queries, -1)
-        scores = folded.masked_fill_(hidden, torch.finfo(scores.dtype).min).view(scores.shape)
+        if mask.dtype == torch.bool:
+            folded.masked_fill_(~common, torch.finfo(scores.dtype).min)
+        else:
+            folded.add_(common)
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32 if scores.dtype.itemsize < 4 else None).to(query.dtype)
     mixed = [segment.mix(share) for segment, share in zip(segments, weights.split(entries, dim=-1), strict=True)]
     output = sum(mixed[1:], start=mixed[0])

@@ -139,7 +139,7 @@ class GradientMergingCache(MergingCache):
         """Backward passes of the sequence that had most."""
         return max(self.layers[0].windows, default=0)
 
-    def drive(self, model: PreTrainedModel, ids: Tensor, mask: Tensor | None) -> Tensor:
+    def drive(self, model: PreTrainedModel, ids: Tensor, mask: Tensor | None) -> Tensor | None:
         """See `KVCache.drive`. Padded sequences go one by one: each has windows of its own.
 
         Raises:
@@ -150,6 +150,8 @@ class GradientMergingCache(MergingCache):
                 f"{self.layers[0].policy.name} needs gradients and the weights are for inference only: "
                 f"load the model and call outside torch.inference_mode(), or choose kvslimmer"
             )
+        if any(layer.frozen is not None for layer in self.layers):
+            return None  # nothing merges any more
         cached = self.get_seq_length()
         mask = None if mask is None else mask[:, : cached + ids.shape[1]]
         if mask is None or bool(mask.all()):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvgauge.caches.attention import Segment, causal_mask, segmented_attention
+from kvgauge.caches.attention import Segment, causal_mask, hide, segmented_attention
 from kvgauge.caches.base import LayerCache
 from kvgauge.caches.buffers import GROWTH_STEP
 from kvgauge.caches.rows import RowBuffer
@@ -149,7 +149,7 @@ class LatentLayer(LayerCache):
             mask = causal_mask(queries, self.logical_length, query.device)
         mask = mask.expand(batch, 1, queries, -1)
         columns = self.sink_columns[:, None, None, :].expand(-1, 1, queries, -1)
-        return torch.cat([mask.gather(3, columns), mask.scatter(3, columns, False)], dim=3)
+        return torch.cat([mask.gather(3, columns), hide(mask, columns)], dim=3)
 
     def _segments(self) -> list[Segment]:
         assert self.projections is not None

@@ -21,6 +21,7 @@ from torch import Tensor
 from kvgauge.caches.base import KVCache, LayerCache
 from kvgauge.caches.buffers import GrowingBuffer
 from kvgauge.caches.counted_attention import cardinality_attention, counted_attention
+from kvgauge.caches.frozen_entries import FrozenEntries
 from kvgauge.caches.merge_entries import Entries, align, averaged_hessian, current_hessian, evict, merge
 from kvgauge.caches.merge_pairs import choose_pairs, pair_costs
 from kvgauge.errors import UserError
@@ -61,13 +62,15 @@ class MergedLayer(LayerCache):
     Args:
         policy: limits and rules.
         rotary: of the model.
+        freeze: tokens of the context → the layer that takes over the entries once the context is complete; nothing
+            merges after that. None: the entries stay here and go on merging.
     """
 
     is_croppable = False
 
-    def __init__(self, policy: MergePolicy, rotary: Rotary) -> None:
+    def __init__(self, policy: MergePolicy, rotary: Rotary, freeze: Callable[[int], LayerCache] | None = None) -> None:
         super().__init__()
-        self.policy, self.rotary = policy, rotary
+        self.policy, self.rotary, self.freeze = policy, rotary, freeze
         self._clear()
 
     def _clear(self) -> None:
@@ -84,6 +87,7 @@ class MergedLayer(LayerCache):
         self.guard_count = 0  # those of them whose weights had to be replaced
         self.most_entries = 0  # of any row at any time
         self.groups = 1  # query heads of a kv head
+        self.frozen: FrozenEntries | None = None
         self._incoming: tuple[Tensor, Tensor] | None = None
 
     # -- the contract of LayerCache ------------------------------------------------------------------------------
@@ -108,6 +112,12 @@ class MergedLayer(LayerCache):
         keys, values = self._incoming
         self._incoming = None
         self.groups = query.shape[1] // keys.shape[1]
+        if self.frozen is not None:
+            query, keys, valid = self._place(query, keys, slice(None))
+            self.frozen.append(keys, values, valid)
+            output = self.frozen.attend(query, scaling)
+            cache.layer_done(self.index)
+            return output
         outputs, begin, queries = [], 0, query.shape[2]
         while begin < queries:
             end = self._window_end(begin, queries)
@@ -130,6 +140,11 @@ class MergedLayer(LayerCache):
         for buffer in self.buffers():
             if len(buffer):
                 buffer.set(buffer.view())
+        if self.freeze is not None:
+            keys, values = self.keys_buffer.view(), self.values_buffer.view()
+            self.frozen = FrozenEntries(self.freeze(self.logical_length), keys, values, self.cardinalities)
+            for buffer in self.buffers():
+                buffer.clear()
         self.compressed = True
 
     @property
@@ -139,6 +154,8 @@ class MergedLayer(LayerCache):
 
     @property
     def physical_length(self) -> int:
+        if self.frozen is not None:
+            return len(self.frozen)
         return max(self.counts, default=0)
 
     @property
@@ -147,6 +164,8 @@ class MergedLayer(LayerCache):
         return self.cardinality_buffer.view().squeeze(-1) if len(self.cardinality_buffer) else None
 
     def nbytes_by_part(self) -> dict[str, int]:
+        if self.frozen is not None:
+            return self.frozen.nbytes_by_part()
         parts = {
             "keys": self.keys_buffer.nbytes(),
             "values": self.values_buffer.nbytes(),
@@ -156,12 +175,18 @@ class MergedLayer(LayerCache):
         return {part: size for part, size in parts.items() if size}
 
     def dense(self) -> tuple[Tensor, Tensor]:
-        if self.merge_count or any(self.lags) or self.cardinalities is not None:
+        plain = self.cardinalities is None and (self.frozen is None or not len(self.frozen.cardinalities))
+        if self.merge_count or any(self.lags) or not plain:
             raise UserError(
                 f"{self.policy.name} has merged or evicted entries: they no longer stand for single tokens, "
                 f"so there are no dense keys and values"
             )
+        if self.frozen is not None:
+            return self.frozen.layer.dense()
         return self.keys_buffer.view(), self.values_buffer.view()
+
+    def fixed_nbytes(self) -> int:
+        return 0 if self.frozen is None else self.frozen.layer.fixed_nbytes()
 
     def buffers(self) -> Sequence[GrowingBuffer]:
         return (
@@ -178,6 +203,8 @@ class MergedLayer(LayerCache):
 
     def map_batch(self, select: Callable[[Tensor], Tensor]) -> None:
         super().map_batch(select)
+        if self.frozen is not None:
+            self.frozen.map_batch(select)
         for name in ("counts", "fresh", "lags", "windows", "limits"):
             numbers = getattr(self, name)
             if numbers:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from kvgauge.caches.attention import segmented_attention
 from kvgauge.caches.base import LayerCache
+from kvgauge.caches.exact import ExactLayer
 from kvgauge.caches.rows import RowBuffer
-from kvgauge.caches.storage import Storage
+from kvgauge.caches.storage import EXACT, Storage
 
 
 class StoredSegment:
@@ -68,3 +70,14 @@ class StoredLayer(LayerCache):
     def crop_compressed(self, tokens: int) -> None:
         self.keys_buffer.crop(tokens)
         self.values_buffer.crop(tokens)
+
+
+def whole_layer(storage: Storage) -> LayerCache:
+    """A layer of which nothing but the form of its numbers is compressed."""
+    return ExactLayer() if storage is EXACT else StoredLayer(storage)
+
+
+def whole_nbytes(storage: Storage, heads: int, head_dim: int, dtype: torch.dtype, tokens: int) -> int:
+    """Bytes of one sequence in a `whole_layer`, right after its compression."""
+    keys = storage.rows_nbytes(tokens, head_dim, dtype, "channel")
+    return heads * (keys + storage.rows_nbytes(tokens, head_dim, dtype, "token"))

@@ -49,8 +49,7 @@ class Cell:
     @property
     def budget(self) -> float | None:
         """The budget in force; None where explicit ranks or entry counts override it, as the label then tells."""
-        budget = self.method.budget
-        return budget if budget is not None and self.label == f"{self.method.name}@{budget:g}" else None
+        return self.method.budget if self.method.budgeted else None
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ def cells(
         if method.learns:
             wanted = fit_config(cfg, model, tokenizer, method)
             fingerprint = digest(wanted)
-            command = f"python -m pipelines.fit method={method.name}"
+            command = f"python -m pipelines.fit method={method.fitter.name}"
             directory = artifacts.find(Path(cfg.artifacts), "fit", wanted, command)
             if directory not in loaded:
                 loaded[directory] = Fitted.load(directory / "projections.safetensors")

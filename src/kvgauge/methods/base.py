@@ -113,15 +113,23 @@ class Method(ABC):
         """The name of a cell: method and budget."""
         return self.name if self.budget is None else f"{self.name}@{self.budget:g}"
 
-    @classmethod
-    def code_version(cls) -> str:
-        """A hash of the sources that decide what this method's caches do: its file and all it uses of this package."""
-        return source_hash(cls.__module__, ("kvgauge.methods.", "kvgauge.caches."))
+    @property
+    def budgeted(self) -> bool:
+        """The budget decides: no explicit rank or entry count overrides it, as the label then tells."""
+        return self.budget is not None and self.label == f"{self.name}@{self.budget:g}"
 
-    @classmethod
-    def fit_code_version(cls) -> str:
+    @property
+    def fitter(self) -> Method:
+        """The method whose `fit` serves this one: itself, or the member of a composition that learns."""
+        return self
+
+    def code_version(self) -> str:
+        """A hash of the sources that decide what this method's caches do: its file and all it uses of this package."""
+        return source_hash(type(self).__module__, ("kvgauge.methods.", "kvgauge.caches."))
+
+    def fit_code_version(self) -> str:
         """The same for what `fit` computes, which no cache has a part in."""
-        return source_hash(cls.__module__, ("kvgauge.methods.",))
+        return source_hash(type(self).__module__, ("kvgauge.methods.",))
 
 
 def source_hash(module_name: str, prefixes: tuple[str, ...]) -> str:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from kvgauge.caches.base import KVCache
+from kvgauge.caches.base import KVCache, LayerCache
 from kvgauge.caches.exact import ExactLayer
 from kvgauge.caches.mla import ExactLatentLayer
+from kvgauge.caches.storage import EXACT, Storage
+from kvgauge.caches.storage_layer import StoredLayer, whole_nbytes
 from kvgauge.errors import UserError
 from kvgauge.methods.base import Method
+from kvgauge.methods.composable import Projector
 from kvgauge.methods.fitted import Fitted
-from kvgauge.models.facts import model_facts
+from kvgauge.models.facts import ModelFacts, model_facts
 
 
 @dataclass(frozen=True, kw_only=True)
-class Full(Method):
+class Full(Method, Projector):
     """Exact keys and values of every token.
 
     Attributes:
@@ -42,3 +46,28 @@ class Full(Method):
         facts = model_facts(model)
         kind = ExactLayer if facts.latent is None else ExactLatentLayer
         return KVCache([kind(self.reserve) for _ in range(facts.num_layers)], context_length=context_length)
+
+    def stored_cache(
+        self,
+        model: PreTrainedModel,
+        fitted: Fitted | None,
+        storage: Storage,
+        sized: Callable[[int], Full],
+        *,
+        context_length: int | None = None,
+    ) -> KVCache:
+        if storage is EXACT:
+            return self.new_cache(model, fitted, context_length=context_length)
+        facts = model_facts(model)
+        if facts.latent is not None:
+            raise UserError(f"latents (MLA) of {self.name} have no quantised storage: leave the quantiser out")
+        return KVCache([StoredLayer(storage) for _ in range(facts.num_layers)], context_length=context_length)
+
+    def stored_nbytes(self, facts: ModelFacts, fitted: Fitted | None, storage: Storage, tokens: int) -> int:
+        if facts.latent is not None:
+            return facts.full_nbytes(tokens)
+        heads, head_dim = facts.num_key_value_heads, facts.head_dim
+        return facts.num_layers * whole_nbytes(storage, heads, head_dim, facts.dtype, tokens)
+
+    def entry_layer(self, model: PreTrainedModel, fitted: Fitted | None, storage: Storage, layer: int) -> LayerCache:
+        return StoredLayer(storage)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kvgauge.caches.base import KVCache
-from kvgauge.caches.latents import HeadProjections, LatentLayer
+from kvgauge.caches.base import KVCache, LayerCache
+from kvgauge.caches.latents import HeadProjections, LatentLayer, LayerProjections
 from kvgauge.caches.latents_mla import ProjectedLatentLayer
+from kvgauge.caches.storage import EXACT, Storage
 from kvgauge.caches.streaming_latents import StreamingLatentCache, StreamingLatentLayer
 from kvgauge.errors import UserError
 from kvgauge.methods.base import Method, check_fitted
+from kvgauge.methods.composable import Projector
 from kvgauge.methods.factorization import Pair
 from kvgauge.methods.fitted import Fitted
 from kvgauge.methods.ranks import Ranks, budget_ranks, epsilon_ranks, explicit_ranks, latent_ranks
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LowRankPerHead(Method):
+class LowRankPerHead(Method, Projector):
     """Low-rank pairs per kv-head; the subclass says which.
 
     Exactly one of `budget`, `epsilon` and the explicit ranks decides; explicit ranks come first, then `epsilon`.
@@ -199,28 +201,71 @@ class LowRankPerHead(Method):
     def new_cache(
         self, model: PreTrainedModel, fitted: Fitted | None = None, *, context_length: int | None = None
     ) -> KVCache:
-        known = check_fitted(self, model, fitted)
-        if self.rope == "pre":
-            raise UserError(f"{self.name} with rope: pre is for fidelity studies only: use rope: post for a cache")
+        return self.stored_cache(model, fitted, EXACT, lambda tokens: self, context_length=context_length)
+
+    def stored_cache(
+        self,
+        model: PreTrainedModel,
+        fitted: Fitted | None,
+        storage: Storage,
+        sized: Callable[[int], LowRankPerHead],
+        *,
+        context_length: int | None = None,
+    ) -> KVCache:
+        known = self._usable(model, fitted)
         facts = model_facts(model)
-        ranks = self.ranks(known, facts.num_layers, facts.head_dim)  # refuses bad ranks before any work is done
+        if storage is not EXACT and (facts.latent is not None or self.compress_prefill):
+            raise UserError(
+                f"latents (MLA) and compress_prefill of {self.name} have no quantised storage: leave the quantiser out"
+            )
         if facts.latent is not None:
-            return KVCache(self._latent_layers(model, known, ranks), context_length=context_length)
-
-        def projections(layer: int, tokens: int) -> HeadProjections:
-            rank_k, rank_v = self.ranks(known, facts.num_layers, facts.head_dim, tokens)[layer]
-            pairs = known.truncated(layer, rank_k, rank_v)
-            weight = model.get_decoder().layers[layer].self_attn.o_proj.weight
-            return HeadProjections(*(tensor.to(weight.device, weight.dtype).contiguous() for tensor in pairs))
-
+            chosen = sized(facts.max_positions)  # the rank of latents does not depend on the length of the context
+            ranks = chosen.ranks(known, facts.num_layers, facts.head_dim)
+            return KVCache(chosen._latent_layers(model, known, ranks), context_length=context_length)
+        self.ranks(known, facts.num_layers, facts.head_dim)  # refuses bad ranks before any work is done
         layer_type, cache_type = (
             (StreamingLatentLayer, StreamingLatentCache) if self.compress_prefill else (LatentLayer, KVCache)
         )
         layers = [
-            layer_type(functools.partial(projections, layer), self.sinks, self.window)
+            layer_type(self._pairs_of(model, known, sized, layer), self.sinks, self.window, storage)
             for layer in range(facts.num_layers)
         ]
         return cache_type(layers, context_length=context_length)
+
+    def stored_nbytes(self, facts: ModelFacts, fitted: Fitted | None, storage: Storage, tokens: int) -> int:
+        assert fitted is not None
+        heads, head_dim, dtype = facts.num_key_value_heads, facts.head_dim, facts.dtype
+        if facts.latent is not None:
+            ranks = self.ranks(fitted, facts.num_layers, head_dim)
+            numbers = sum(rank + facts.latent.qk_rope_head_dim for rank, _ in ranks)
+            return numbers * tokens * dtype.itemsize
+        ranks = self.ranks(fitted, facts.num_layers, head_dim, tokens)
+        exact = min(self.sinks + self.window, tokens)
+        latents = sum(storage.rows_nbytes(tokens - exact, rank, dtype) for rank_pair in ranks for rank in rank_pair)
+        return heads * (latents + 2 * facts.num_layers * storage.kept_nbytes(exact, head_dim, dtype))
+
+    def entry_layer(self, model: PreTrainedModel, fitted: Fitted | None, storage: Storage, layer: int) -> LayerCache:
+        known = self._usable(model, fitted)
+        return LatentLayer(self._pairs_of(model, known, lambda tokens: self, layer), self.sinks, self.window, storage)
+
+    def _usable(self, model: PreTrainedModel, fitted: Fitted | None) -> Fitted:
+        known = check_fitted(self, model, fitted)
+        if self.rope == "pre":
+            raise UserError(f"{self.name} with rope: pre is for fidelity studies only: use rope: post for a cache")
+        return known
+
+    def _pairs_of(
+        self, model: PreTrainedModel, known: Fitted, sized: Callable[[int], LowRankPerHead], layer: int
+    ) -> LayerProjections:
+        facts = model_facts(model)
+
+        def projections(tokens: int) -> HeadProjections:
+            rank_k, rank_v = sized(tokens).ranks(known, facts.num_layers, facts.head_dim, tokens)[layer]
+            pairs = known.truncated(layer, rank_k, rank_v)
+            weight = model.get_decoder().layers[layer].self_attn.o_proj.weight
+            return HeadProjections(*(tensor.to(weight.device, weight.dtype).contiguous() for tensor in pairs))
+
+        return projections
 
     def _latent_layers(self, model: PreTrainedModel, known: Fitted, ranks: Ranks) -> list[ProjectedLatentLayer]:
         if self.sinks or self.window or self.compress_prefill:

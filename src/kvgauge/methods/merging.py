@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 from transformers import PreTrainedModel
 
+from kvgauge.caches.base import LayerCache
 from kvgauge.caches.merge_pairs import PAIRS
 from kvgauge.caches.merged import MergedLayer, MergePolicy, MergingCache
 from kvgauge.errors import UserError, unknown
 from kvgauge.methods.base import Method
+from kvgauge.methods.composable import Merger
 from kvgauge.methods.fitted import Fitted
 from kvgauge.models.facts import ModelFacts, model_facts
 from kvgauge.models.rotary import Rotary
@@ -23,7 +27,7 @@ CARDINALITY_NBYTES = 4  # of one entry of one layer, as stored
 
 
 @dataclass(frozen=True, kw_only=True)
-class Streaming(Method):
+class Streaming(Method, Merger):
     """A cache of a limited number of entries, held to it while the prompt is read window by window.
 
     The number is `max_entries`, or ``start + recent``, or what the byte budget pays for at the length of the context;
@@ -98,12 +102,28 @@ class Streaming(Method):
         exact = facts.full_nbytes(1) / facts.num_layers
         return int(self.budget * tokens * exact / (exact + CARDINALITY_NBYTES) + 1e-9)
 
+    def bookkeeping_nbytes(self, entries: int, facts: ModelFacts) -> int:
+        return entries * facts.num_layers * CARDINALITY_NBYTES
+
     def new_cache(
         self, model: PreTrainedModel, fitted: Fitted | None = None, *, context_length: int | None = None
     ) -> MergingCache:
         facts, rotary = model_facts(model), Rotary(model)
         policy = self.policy(facts)
         layers = [self.layer_type(policy, rotary) for _ in range(facts.num_layers)]
+        return self.cache_type(layers, context_length=context_length)
+
+    def frozen_cache(
+        self,
+        model: PreTrainedModel,
+        sized: Callable[[int], Streaming],
+        freeze: Callable[[int, int], LayerCache],
+        *,
+        context_length: int | None = None,
+    ) -> MergingCache:
+        facts, rotary = model_facts(model), Rotary(model)
+        policy = replace(self.policy(facts), entries=lambda tokens: sized(tokens).entries(tokens, facts))
+        layers = [self.layer_type(policy, rotary, partial(freeze, layer)) for layer in range(facts.num_layers)]
         return self.cache_type(layers, context_length=context_length)
 
     def policy(self, facts: ModelFacts) -> MergePolicy:

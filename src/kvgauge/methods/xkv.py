@@ -5,7 +5,7 @@ Single SVD, the paper's within-layer baseline, is the same with ``group_size: 1`
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
@@ -16,14 +16,16 @@ from transformers import PreTrainedModel
 from kvgauge.caches.base import KVCache, LayerCache
 from kvgauge.caches.cross_layer import CrossLayerGroup, CrossLayerSettings
 from kvgauge.caches.cross_layer_mla import CrossLayerLatentGroup
-from kvgauge.caches.exact import ExactLayer
 from kvgauge.caches.mla import ExactLatentLayer
 from kvgauge.caches.rotation import BLOCK, PlaneRotation
 from kvgauge.caches.selection import ChunkSelection
+from kvgauge.caches.storage import EXACT, Storage
+from kvgauge.caches.storage_layer import whole_layer, whole_nbytes
 from kvgauge.caches.subspace import TruncatedSVD
 from kvgauge.caches.weighting import Weighting
 from kvgauge.errors import UserError, unknown
 from kvgauge.methods.base import Method, check_fitted
+from kvgauge.methods.composable import Projector
 from kvgauge.methods.cross_layer_ranks import group_ranks, split
 from kvgauge.methods.fitted import Fitted
 from kvgauge.methods.uniform import check_uniform, layer_range
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class XKV(Method):
+class XKV(Method, Projector):
     """Truncated SVD of the concatenated caches of `group_size` layers, per prompt, at the end of the prefill.
 
     Models with multi-head latent attention (MLA) have one subspace per group, of their latents, which are keys and
@@ -260,18 +262,38 @@ class XKV(Method):
     def new_cache(
         self, model: PreTrainedModel, fitted: Fitted | None = None, *, context_length: int | None = None
     ) -> KVCache:
+        return self.stored_cache(model, fitted, EXACT, lambda tokens: self, context_length=context_length)
+
+    def stored_cache(
+        self,
+        model: PreTrainedModel,
+        fitted: Fitted | None,
+        storage: Storage,
+        sized: Callable[[int], XKV],
+        *,
+        context_length: int | None = None,
+    ) -> KVCache:
         check_uniform(self.name, model)
         facts = model_facts(model)
         self.ranks(facts, facts.max_positions)  # refuses what cannot work before any work is done
         latent = facts.latent is not None
-        layers: list[LayerCache] = [ExactLatentLayer() if latent else ExactLayer() for _ in range(facts.num_layers)]
-        members = self._latent_members(facts) if latent else self._members(facts, model, fitted)
+        if storage is not EXACT and (latent or self.sr is not None):
+            raise UserError(f"sr and latents (MLA) of {self.name} have no quantised storage: leave the quantiser out")
+        layers: list[LayerCache] = [
+            ExactLatentLayer() if latent else whole_layer(storage) for _ in range(facts.num_layers)
+        ]
+        members = self._latent_members(facts, sized) if latent else self._members(facts, model, fitted, storage, sized)
         for group, joined in zip(self.groups(facts.num_layers), members, strict=True):
             layers[group.start : group.stop] = joined
         return KVCache(layers, context_length=context_length)
 
     def _members(
-        self, facts: ModelFacts, model: PreTrainedModel, fitted: Fitted | None
+        self,
+        facts: ModelFacts,
+        model: PreTrainedModel,
+        fitted: Fitted | None,
+        storage: Storage,
+        sized: Callable[[int], XKV],
     ) -> Iterator[Sequence[LayerCache]]:
         settings = CrossLayerSettings(
             rotation=PlaneRotation(rotary_frequencies(model)) if self.rope == "pre" else None,
@@ -280,6 +302,7 @@ class XKV(Method):
             svd=self.truncated_svd(),
             sinks=self.sinks,
             normalize=self.normalize == "layer",
+            storage=storage,
         )
         keys = values = None
         if self.whitened("keys"):
@@ -288,22 +311,48 @@ class XKV(Method):
         if self.whitened("values"):
             values = value_weighting(model)
         for index, group in enumerate(self.groups(facts.num_layers)):
-            ranks = partial(self._group_ranks, facts, index)
+            ranks = partial(self._group_ranks, facts, sized, index)
             weights = tuple(None if weighting is None else weighting.part(group) for weighting in (keys, values))
             yield CrossLayerGroup(len(group), ranks, settings, (weights[0], weights[1])).members
 
-    def _latent_members(self, facts: ModelFacts) -> Iterator[Sequence[LayerCache]]:
+    def _latent_members(self, facts: ModelFacts, sized: Callable[[int], XKV]) -> Iterator[Sequence[LayerCache]]:
         self._check_latent(facts)
         for index, group in enumerate(self.groups(facts.num_layers)):
-            rank = partial(self._latent_rank, facts, index)
+            rank = partial(self._latent_rank, facts, sized, index)
             yield CrossLayerLatentGroup(len(group), rank, self.truncated_svd(), self.fold_every).members
 
     def truncated_svd(self) -> TruncatedSVD:
         """How the subspaces are found."""
         return TruncatedSVD(randomized=self.svd == "randomized", seed=self.seed)
 
-    def _group_ranks(self, facts: ModelFacts, group: int, tokens: int) -> tuple[int, int]:
-        return self.ranks(facts, tokens + self.sinks)[group]
+    def _group_ranks(self, facts: ModelFacts, sized: Callable[[int], XKV], group: int, tokens: int) -> tuple[int, int]:
+        context = tokens + self.sinks
+        return sized(context).ranks(facts, context)[group]
 
-    def _latent_rank(self, facts: ModelFacts, group: int, tokens: int) -> int:
-        return self.ranks(facts, tokens)[group][0]
+    def _latent_rank(self, facts: ModelFacts, sized: Callable[[int], XKV], group: int, tokens: int) -> int:
+        return sized(tokens).ranks(facts, tokens)[group][0]
+
+    def stored_nbytes(self, facts: ModelFacts, fitted: Fitted | None, storage: Storage, tokens: int) -> int:
+        heads, head_dim, dtype = facts.num_key_value_heads, facts.head_dim, facts.dtype
+        groups, width, sinks = self.groups(facts.num_layers), heads * head_dim, self._exact_tokens(tokens)
+        compressed, rest = sum(map(len, groups)), tokens - sinks
+        parts = 2
+        if facts.latent is None:
+            size = (facts.num_layers - compressed) * whole_nbytes(storage, heads, head_dim, dtype, tokens)
+        else:  # one subspace a group, and the rotary keys
+            parts, rotary = 1, facts.latent.qk_rope_head_dim
+            size = ((facts.num_layers - compressed) * width + facts.num_layers * rotary) * tokens * dtype.itemsize
+        for group, ranks in zip(groups, self.ranks(facts, tokens), strict=True):
+            for rank in (max(1, min(rank, rest, len(group) * width)) for rank in ranks[:parts]):
+                size += storage.rows_nbytes(rest, rank, dtype) + len(group) * storage.factor_nbytes(width, rank, dtype)
+        size += compressed * parts * heads * storage.kept_nbytes(sinks, head_dim, dtype)
+        selection = self.selection()
+        if selection is not None:
+            size += compressed * heads * storage.kept_nbytes(selection.count(rest), head_dim, dtype)
+        return size + (parts * compressed * torch.float32.itemsize if self.normalize == "layer" else 0)
+
+    def entry_layer(self, model: PreTrainedModel, fitted: Fitted | None, storage: Storage, layer: int) -> LayerCache:
+        raise UserError(
+            f"{self.name} joins layers token by token, and every layer has merged other tokens: "
+            f"compose the merger with a method that works per layer, e.g. kqsvd"
+        )

@@ -1,0 +1,85 @@
+"""What a method must offer to take part in a composition: see `kvgauge.methods.compose`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Self
+
+from transformers import PreTrainedModel
+
+from kvgauge.caches.base import KVCache, LayerCache
+from kvgauge.caches.merged import MergingCache
+from kvgauge.caches.storage import Storage
+from kvgauge.methods.fitted import Fitted
+
+if TYPE_CHECKING:
+    from kvgauge.models.facts import ModelFacts
+
+
+class Projector(ABC):
+    """Decides what is stored of every token, and leaves to a `Storage` how."""
+
+    @abstractmethod
+    def stored_cache(
+        self,
+        model: PreTrainedModel,
+        fitted: Fitted | None,
+        storage: Storage,
+        sized: Callable[[int], Self],
+        *,
+        context_length: int | None = None,
+    ) -> KVCache:
+        """An empty cache; arguments as in `Method.new_cache`.
+
+        Args:
+            storage: in what form it keeps its numbers.
+            sized: this method at the budget for a context of so many tokens.
+
+        Raises:
+            UserError: the storage cannot keep what this method stores of this model.
+        """
+
+    @abstractmethod
+    def stored_nbytes(self, facts: ModelFacts, fitted: Fitted | None, storage: Storage, tokens: int) -> int:
+        """Bytes of one sequence right after the compression of a context of `tokens` tokens, at this method's budget.
+
+        Raises:
+            UserError: the budget is too low for this method.
+        """
+
+    @abstractmethod
+    def entry_layer(self, model: PreTrainedModel, fitted: Fitted | None, storage: Storage, layer: int) -> LayerCache:
+        """What takes over the merged entries of a layer; every layer has merged others.
+
+        Raises:
+            UserError: this method needs the same tokens in every layer.
+        """
+
+
+class Merger(ABC):
+    """Decides, while the context is read, which entries there are."""
+
+    @abstractmethod
+    def entries(self, tokens: int, facts: ModelFacts) -> int:
+        """The most entries of a layer for a context of `tokens` tokens."""
+
+    @abstractmethod
+    def bookkeeping_nbytes(self, entries: int, facts: ModelFacts) -> int:
+        """Bytes of what is known of the merged entries of one sequence beside their keys and values."""
+
+    @abstractmethod
+    def frozen_cache(
+        self,
+        model: PreTrainedModel,
+        sized: Callable[[int], Self],
+        freeze: Callable[[int, int], LayerCache],
+        *,
+        context_length: int | None = None,
+    ) -> MergingCache:
+        """An empty cache whose entries are frozen by `compress`; arguments as in `Method.new_cache`.
+
+        Args:
+            sized: this method at the budget for a context of so many tokens.
+            freeze: (layer, tokens of the context) → what takes over the layer's entries.
+        """
