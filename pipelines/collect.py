@@ -24,8 +24,9 @@ def run(cfg: DictConfig) -> None:
         return
     corpus = provenance.corpus_config(cfg, tokenizer, "calibration")
     source = artifacts.find(cfg.artifacts, "corpus", corpus, "python -m pipelines.prepare")
-    tokens = artifacts.read_tensors(source / "tokens.safetensors")[0]["tokens"]
-    moments = kvgauge.collect(model, tokens.split(1), progress=True)
+    tensors = artifacts.read_tensors(source / "tokens.safetensors")[0]
+    held_out = tensors["held_out"] if len(tensors["held_out"]) else None
+    moments = kvgauge.collect(model, tensors["tokens"].split(1), held_out=held_out, progress=True)
     artifacts.begin(directory)
     names = {"model_name": cfg.model.name, "corpus": cfg.corpus.name}
     named = replace(moments, metadata=moments.metadata | names)

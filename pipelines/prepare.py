@@ -46,9 +46,13 @@ def prepare_corpus(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, split: S
     directory = stage_directory(cfg, "corpus", f"{cfg.corpus.name}-{split}", config, suffix=f"-{split}")
     if complete(directory, config):
         return
-    tokens = load_corpus(configuration.build(cfg.corpus, "corpus"), tokenizer, split)
+    corpus = configuration.build(cfg.corpus, "corpus")
+    tokens = load_corpus(corpus, tokenizer, split)
+    tensors: dict[str, Tensor] = {"tokens": tokens}
+    if split == "calibration":
+        tensors["held_out"] = load_held_out(corpus, tokenizer)
     artifacts.begin(directory)
-    artifacts.write_tensors(directory / "tokens.safetensors", {"tokens": tokens}, {"split": split})
+    artifacts.write_tensors(directory / "tokens.safetensors", tensors, {"split": split})
     artifacts.finish(directory, "corpus", config, sequences=tokens.shape[0], sequence_length=tokens.shape[1])
     print(directory)
 

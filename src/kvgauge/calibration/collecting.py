@@ -17,7 +17,13 @@ from kvgauge.models.rotary import Rotary
 
 
 @torch.no_grad()
-def collect(model: PreTrainedModel, token_batches: Iterable[Tensor], *, progress: bool = False) -> Moments:
+def collect(
+    model: PreTrainedModel,
+    token_batches: Iterable[Tensor],
+    *,
+    held_out: Tensor | None = None,
+    progress: bool = False,
+) -> Moments:
     """Second moments of K, Q and V per layer and kv-head, pre- and post-RoPE, in float64.
 
     Models with multi-head latent attention give the moments of their latents, which are keys and values at once, and of
@@ -28,6 +34,7 @@ def collect(model: PreTrainedModel, token_batches: Iterable[Tensor], *, progress
     Args:
         model: loaded by `kvgauge.load_model`.
         token_batches: integer tensors (batch, tokens) or (tokens,), without padding.
+        held_out: token ids (sequences, tokens) that are none of them, passed on to what `fit` measures.
         progress: show a bar on stderr.
 
     Raises:
@@ -77,7 +84,7 @@ def collect(model: PreTrainedModel, token_batches: Iterable[Tensor], *, progress
         "tokens": tokens,
         "sequence_length": longest,
     }
-    return Moments({name: value.cpu() for name, value in sums.items()}, metadata, sequences)
+    return Moments({name: value.cpu() for name, value in sums.items()}, metadata, sequences, held_out)
 
 
 def second_moment(states: Tensor, num_key_value_heads: int) -> Tensor:

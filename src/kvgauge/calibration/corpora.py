@@ -83,6 +83,28 @@ def load_corpus(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase, split:
     Raises:
         UserError: the corpus has fewer tokens than asked for, or is not there (the message says what to do).
     """
+    return _drawn(config, tokenizer, split)[0]
+
+
+HELD_OUT = 2  # sequences: a loss measured on them is a mean over thousands of attention outputs
+
+
+def load_held_out(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase) -> torch.LongTensor:
+    """Up to `HELD_OUT` sequences of the calibration text that `load_corpus` does not draw.
+
+    Returns:
+        Token ids, (sequences, sequence_length); no sequence where calibration takes the whole text.
+
+    Raises:
+        UserError: as `load_corpus`.
+    """
+    return _drawn(config, tokenizer, "calibration")[1]
+
+
+def _drawn(
+    config: CorpusConfig, tokenizer: PreTrainedTokenizerBase, split: Split
+) -> tuple[torch.LongTensor, torch.LongTensor]:
+    """The windows of a split that are drawn, and up to `HELD_OUT` of the others."""
     if split not in _HUB_SPLITS:
         raise unknown("corpus split", split, _HUB_SPLITS)
     needed = config.num_sequences * config.sequence_length
@@ -100,7 +122,9 @@ def load_corpus(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase, split:
         )
     rows = torch.tensor(tokens[: windows * config.sequence_length], dtype=torch.long).view(windows, -1)
     chosen = random.Random(f"{config.seed}/{config.name}/{split}").sample(range(windows), config.num_sequences)
-    return torch.LongTensor(rows[chosen])
+    others = sorted(set(range(windows)) - set(chosen))
+    rest = random.Random(f"{config.seed}/{config.name}/held out").sample(others, min(HELD_OUT, len(others)))
+    return torch.LongTensor(rows[chosen]), torch.LongTensor(rows[rest])
 
 
 def _texts(config: CorpusConfig, split: Split) -> Iterator[str]:

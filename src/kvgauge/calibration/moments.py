@@ -21,6 +21,7 @@ from kvgauge.models.facts import model_fingerprint
 NAMES = ("k_post", "k_pre", "q_post", "q_pre", "v")
 SEQUENCE_TOKENS = 32_768  # of the sequences that are kept: 16 of 2,048, an eighth of a megabyte
 _SEQUENCE = "sequence_"
+HELD_OUT = "held_out"
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,14 @@ class Moments:
         metadata: ``model`` and ``model_name``, ``tokens`` counted, ``sequence_length`` of the longest sequence, and
             what the caller adds, e.g. the corpus.
         sequences: the first calibration sequences, token ids (tokens,), at most `SEQUENCE_TOKENS` tokens in all.
+        held_out: token ids (sequences, tokens) that no moment counts, for what is measured on the model itself; None
+            where there are none.
     """
 
     tensors: dict[str, Tensor]
     metadata: dict[str, Any] = field(default_factory=dict)
     sequences: tuple[Tensor, ...] = ()
+    held_out: Tensor | None = None
 
     @property
     def num_layers(self) -> int:
@@ -65,7 +69,7 @@ class Moments:
         return self.tensors["v"]
 
     def __add__(self, other: Moments) -> Moments:
-        """The moments of both sets of tokens.
+        """The moments of both sets of tokens, with the held-out sequences of the first that has some.
 
         Raises:
             UserError: they belong to different models.
@@ -77,7 +81,9 @@ class Moments:
             "tokens": self.tokens + other.tokens,
             "sequence_length": max(self.sequence_length, other.sequence_length),
         }
-        return Moments(tensors, self.metadata | counted, first_sequences((*self.sequences, *other.sequences)))
+        held_out = other.held_out if self.held_out is None else self.held_out
+        sequences = first_sequences((*self.sequences, *other.sequences))
+        return Moments(tensors, self.metadata | counted, sequences, held_out)
 
     def check(self, model: PreTrainedModel) -> None:
         """Refuse moments that cannot be used with `model`.
@@ -96,8 +102,10 @@ class Moments:
 
     def save(self, path: Path) -> None:
         """Write one safetensors file, whole or not at all."""
-        sequences = {f"{_SEQUENCE}{index:04d}": ids for index, ids in enumerate(self.sequences)}
-        write_tensors(path, self.tensors | sequences, self.metadata)
+        more = {f"{_SEQUENCE}{index:04d}": ids for index, ids in enumerate(self.sequences)}
+        if self.held_out is not None:
+            more[HELD_OUT] = self.held_out
+        write_tensors(path, self.tensors | more, self.metadata)
 
     @classmethod
     def load(cls, path: Path) -> Moments:
@@ -108,7 +116,8 @@ class Moments:
         """
         tensors, metadata = read_tensors(path)
         sequences = tuple(tensors.pop(name) for name in sorted(tensors) if name.startswith(_SEQUENCE))
-        return cls(tensors, metadata, sequences)
+        held_out = tensors.pop(HELD_OUT, None)
+        return cls(tensors, metadata, sequences, held_out)
 
 
 def first_sequences(sequences: Iterable[Tensor]) -> tuple[Tensor, ...]:
