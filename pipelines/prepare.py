@@ -8,12 +8,13 @@ Writes ``prompts/…/samples.jsonl`` and, for each split, ``corpus/…/tokens.sa
 from __future__ import annotations
 
 from omegaconf import DictConfig
+from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from kvgauge import artifacts, configuration, provenance
 from kvgauge.benchmarks.prompt_length import TokenCounter
-from kvgauge.calibration.corpora import Split, load_corpus
+from kvgauge.calibration.corpora import Split, load_corpus, load_held_out
 from kvgauge.models.loading import load_tokenizer
 from kvgauge.stage import complete, stage, stage_directory
 

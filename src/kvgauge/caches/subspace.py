@@ -181,6 +181,14 @@ class SharedSubspace:
             parts.append(weighted.to(part.dtype) @ factor.dense())
         self.basis.append(torch.stack(parts).sum(dim=0))
 
+    def truncated(self, rank: int) -> SharedSubspace:
+        """The subspace of the first `rank` directions, which is the best of that rank; for measuring only."""
+        other = SharedSubspace(len(self.factors))
+        other.basis.share(self.basis.view()[..., :rank])
+        for mine, theirs in zip(other.factors, self.factors, strict=True):
+            mine.share(theirs.view()[..., :rank])
+        return other
+
     def fixed_nbytes(self) -> int:
         """Bytes of the weights, which serve every sequence alike."""
         return 0 if self.weighting is None else self.weighting.nbytes()

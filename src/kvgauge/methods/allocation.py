@@ -40,7 +40,9 @@ def check_allocation(name: str, allocate: str, explicit: str | None) -> None:
     if allocate not in ALLOCATIONS:
         raise unknown(f"allocate of {name}", str(allocate), ALLOCATIONS)
     if allocate != "uniform" and explicit is not None:
-        raise UserError(f"{name} has {explicit} beside allocate: {allocate}: give a budget to allocate, or leave it out")
+        raise UserError(
+            f"{name} has {explicit} beside allocate: {allocate}: give a budget to allocate, or leave it out"
+        )
 
 
 def ladder(limit: int) -> list[int]:

@@ -6,7 +6,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -17,11 +17,13 @@ from kvgauge.caches.latents_mla import ProjectedLatentLayer
 from kvgauge.caches.storage import EXACT, Storage
 from kvgauge.caches.streaming_latents import StreamingLatentCache, StreamingLatentLayer
 from kvgauge.errors import UserError
+from kvgauge.methods.allocation import check_allocation
 from kvgauge.methods.base import Method, check_fitted
 from kvgauge.methods.composable import Projector
 from kvgauge.methods.factorization import Pair
 from kvgauge.methods.fitted import Fitted
-from kvgauge.methods.ranks import Ranks, budget_ranks, epsilon_ranks, explicit_ranks, latent_ranks
+from kvgauge.methods.head_losses import LOSSES, energy_losses, greedy_losses
+from kvgauge.methods.ranks import Ranks, allocated_ranks, budget_ranks, epsilon_ranks, explicit_ranks, latent_ranks
 from kvgauge.models.facts import model_facts, model_fingerprint
 
 if TYPE_CHECKING:
@@ -42,6 +44,9 @@ class LowRankPerHead(Method, Projector):
         rope: ``post`` works on keys and queries as they are cached; ``pre`` on those before the rotation, for fidelity
             studies only: a cache would have to rotate what it rebuilds.
         sinks, window: first and most recent tokens that stay exact; their bytes count in the budget.
+        allocate: how a budget is split over layers and over keys and values: ``uniform``: evenly; ``energy``: by the
+            discarded energy of scores and of V W_O on the calibration tokens; ``greedy``: by the error of attention
+            outputs measured on held-out sequences (see `kvgauge.methods.allocation`). The fit holds the losses.
         compress_prefill: project every chunk of the prompt once it has been attended to, so that the exact keys of the
             whole context never exist. Later chunks then see latents, so the prefill is no longer the model's own.
 
@@ -56,6 +61,7 @@ class LowRankPerHead(Method, Projector):
     rope: str = "post"
     sinks: int = 0
     window: int = 0
+    allocate: str = "uniform"
     compress_prefill: bool = False
 
     learns: ClassVar[bool] = True
@@ -71,6 +77,12 @@ class LowRankPerHead(Method, Projector):
             raise UserError(f"{self.name} has one of rank_k and rank_v: give both, or rank")
         if all(value is None for value in (self.rank, self.rank_k, self.rank_v, self.epsilon, self.budget)):
             raise UserError(f"{self.name} needs a budget, a rank, rank_k and rank_v, or an epsilon")
+        given = [name for name in ("rank", "rank_k", "rank_v", "epsilon") if getattr(self, name) is not None]
+        check_allocation(self.name, self.allocate, given[0] if given else None)
+        if self.allocate != "uniform" and self.rope == "pre":
+            raise UserError(
+                f"allocate: {self.allocate} of {self.name} measures keys as they are cached: use rope: post"
+            )
         if self.compress_prefill:
             object.__setattr__(self, "exact_prefill", False)  # of this instance; its class may still share a prefill
 
@@ -83,7 +95,12 @@ class LowRankPerHead(Method, Projector):
         return super().label if self.epsilon is None else f"{self.name}@eps{self.epsilon:g}"
 
     def lossless(self, facts: ModelFacts) -> LowRankPerHead:
-        return replace(self, rank=facts.head_dim, rank_k=None, rank_v=None)
+        return replace(self, rank=facts.head_dim, rank_k=None, rank_v=None, allocate="uniform")
+
+    def fit_config(self) -> dict[str, Any]:
+        # losses in closed form cost nothing and are always there; measured ones take forward passes
+        measured = {"allocate": "greedy", "sinks": self.sinks} if self.allocate == "greedy" else {}
+        return super().fit_config() | measured
 
     # -- fitting -------------------------------------------------------------------------------------------------
 
@@ -128,6 +145,16 @@ class LowRankPerHead(Method, Projector):
             "spectrum_k": keys.spectrum,
             "spectrum_v": values.spectrum,
         }
+        if facts.latent is not None:
+            if self.allocate != "uniform":
+                raise UserError(
+                    f"{self.name} has one latent (MLA), no keys and values to allocate to: leave allocate out"
+                )
+        elif self.allocate == "greedy":
+            losses = greedy_losses(self.name, keys, values, moments, model, self.sinks)
+            tensors |= dict(zip(LOSSES, losses, strict=True))
+        elif self.rope == "post":
+            tensors |= dict(zip(LOSSES, energy_losses(keys, values, moments, model), strict=True))
         metadata = {
             "method": self.name,
             "fit_config": self.fit_config(),
@@ -148,7 +175,7 @@ class LowRankPerHead(Method, Projector):
         """(rank_k, rank_v) per layer; for MLA's latents the same rank twice.
 
         Args:
-            fitted: holds the spectra that ε needs.
+            fitted: holds the spectra that ε needs, and the losses that an allocation needs.
             num_layers, head_dim: of the model.
             context_length: tokens of the context, which a budget with exact sinks and window depends on; None leaves
                 them out.
@@ -184,6 +211,8 @@ class LowRankPerHead(Method, Projector):
                 )
         if rank_k is not None or rank_v is not None:
             return self._complete(rank_k, rank_v, numbers, num_layers, head_dim)
+        if self.allocate != "uniform":
+            return allocated_ranks(self.name, *(fitted.tensors[name] for name in LOSSES), numbers)
         return budget_ranks(self.name, numbers, num_layers, head_dim)
 
     def _complete(

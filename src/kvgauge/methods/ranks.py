@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kvgauge.errors import UserError
+from kvgauge.methods.allocation import spend
 
 Ranks = list[tuple[int, int]]  # (rank_k, rank_v) per layer
 
@@ -36,11 +37,34 @@ def budget_ranks(name: str, numbers: float, num_layers: int, head_dim: int) -> R
     Raises:
         UserError: the budget does not pay for rank 1.
     """
+    total = _total(name, numbers, num_layers, head_dim)
+    return [(share // 2, share - share // 2) for share in _spread(total, num_layers)]
+
+
+def allocated_ranks(name: str, losses_k: Tensor, losses_v: Tensor, numbers: float) -> Ranks:
+    """Ranks of the least summed loss that store as many numbers as `budget_ranks`.
+
+    Args:
+        name: of the method, for the error message.
+        losses_k, losses_v: (layers, head_dim + 1), at ranks 0 … head_dim, comparable with each other.
+        numbers: as for `budget_ranks`.
+
+    Raises:
+        UserError: the budget does not pay for rank 1.
+    """
+    num_layers, head_dim = losses_k.shape[0], losses_k.shape[1] - 1
+    total = _total(name, numbers, num_layers, head_dim)
+    ranks = spend([*losses_k, *losses_v], [1.0] * (2 * num_layers), total)
+    return list(zip(ranks[:num_layers], ranks[num_layers:], strict=True))
+
+
+def _total(name: str, numbers: float, num_layers: int, head_dim: int) -> int:
+    """Ranks of all layers, keys and values together, that `numbers` per layer pay for."""
     total = min(int(numbers * num_layers + 1e-9), 2 * head_dim * num_layers)
     if total < 2 * num_layers:
         least = 1.0 / head_dim
         raise UserError(f"the budget of {name} does not pay for rank 1: raise it to {least:g} or above")
-    return [(share // 2, share - share // 2) for share in _spread(total, num_layers)]
+    return total
 
 
 def latent_ranks(name: str, budget: float, num_layers: int, kv_lora_rank: int, rotary: int) -> Ranks:

@@ -5,12 +5,13 @@ Single SVD, the paper's within-layer baseline, is the same with ``group_size: 1`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvgauge.caches.base import KVCache, LayerCache
@@ -24,17 +25,22 @@ from kvgauge.caches.storage_layer import whole_layer, whole_nbytes
 from kvgauge.caches.subspace import TruncatedSVD
 from kvgauge.caches.weighting import Weighting
 from kvgauge.errors import UserError, unknown
+from kvgauge.methods.allocation import check_allocation, spend
 from kvgauge.methods.base import Method, check_fitted
 from kvgauge.methods.composable import Projector
 from kvgauge.methods.cross_layer_ranks import group_ranks, split
 from kvgauge.methods.fitted import Fitted
+from kvgauge.methods.group_losses import energy_losses, greedy_losses
+from kvgauge.methods.head_losses import LOSSES, held_out
 from kvgauge.methods.uniform import check_uniform, layer_range
-from kvgauge.methods.whitening import roots, score_metrics, value_weighting
+from kvgauge.methods.whitening import output_moments, roots, score_metrics, value_weighting
 from kvgauge.models.facts import ModelFacts, model_facts, model_fingerprint
 from kvgauge.models.frequencies import rotary_frequencies
 
 if TYPE_CHECKING:
     from kvgauge.calibration.moments import Moments
+
+AllRanks = Callable[[int], list[tuple[int, int]]]  # tokens of a context → (rank_k, rank_v) of every group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +73,11 @@ class XKV(Method, Projector):
             None and what is left out: the error of the features themselves. What is stored has the same form.
         normalize: ``layer`` brings the layers of a group to the same mean square before they are joined; ``none``.
         sinks: first tokens that stay exact, outside the subspaces; their bytes count in the budget.
+        allocate: how a budget is split over groups and over keys and values: ``uniform``: every group the same share,
+            the keys `key_share` of it; ``energy``: by the discarded energy of scores and of V W_O; ``greedy``: by the
+            error of attention outputs (see `kvgauge.methods.allocation`). Losses are those of held-out sequences, which
+            `fit` learns: the ranks, and so the bytes, are then known before the prompt is, and the layers are
+            compressed one group after the other; a prompt's own spectra would need all groups at once.
 
     Raises:
         UserError: values that contradict each other or are out of range.
@@ -88,6 +99,7 @@ class XKV(Method, Projector):
     whiten: Mapping[str, bool] | None = None
     normalize: str = "none"
     sinks: int = 0
+    allocate: str = "uniform"
 
     fit_fields: ClassVar[tuple[str, ...]] = ("rope", "sinks")
 
@@ -118,8 +130,10 @@ class XKV(Method, Projector):
             raise UserError(f"normalize of {self.name} is `layer` or `none`, not {self.normalize!r}")
         if self.sinks < 0:
             raise UserError(f"sinks {self.sinks} of {self.name} is below 0: it is a number of tokens")
+        given = [label for label in ("rank", "rank_k", "rank_v") if getattr(self, label) is not None]
+        check_allocation(self.name, self.allocate, given[0] if given else None)
         self.selection()
-        if self.whitened("keys"):
+        if self.whitened("keys") or self.allocate != "uniform":
             object.__setattr__(self, "learns", True)  # of this instance: the plain method needs no fit
 
     def whitened(self, part: str) -> bool:
@@ -155,7 +169,15 @@ class XKV(Method, Projector):
 
     def lossless(self, facts: ModelFacts) -> XKV:
         features = self.group_size * facts.num_key_value_heads * facts.head_dim
-        return replace(self, rank=features, rank_k=None, rank_v=None, sr=None, fold_every=None, svd="exact")
+        exact = replace(self, rank=features, rank_k=None, rank_v=None, allocate="uniform")
+        return replace(exact, sr=None, fold_every=None, svd="exact")
+
+    def fit_config(self) -> dict[str, Any]:
+        if self.allocate == "uniform":
+            return super().fit_config()
+        names = ("allocate", "group_size", "start_layer", "end_layer", "normalize", "svd", "seed")
+        whiten = {part: self.whitened(part) for part in ("keys", "values")}
+        return super().fit_config() | {name: getattr(self, name) for name in names} | {"whiten": whiten}
 
     # -- ranks ---------------------------------------------------------------------------------------------------
 
@@ -172,8 +194,13 @@ class XKV(Method, Projector):
             )
         return [layers[start : start + self.group_size] for start in range(0, len(layers), self.group_size)]
 
-    def ranks(self, facts: ModelFacts, tokens: int) -> list[tuple[int, int]]:
+    def ranks(self, facts: ModelFacts, tokens: int, fitted: Fitted | None = None) -> list[tuple[int, int]]:
         """(rank_k, rank_v) of every group for a context of `tokens` tokens; the same rank twice with MLA's latents.
+
+        Args:
+            facts: of the model.
+            tokens: of the context, sinks included.
+            fitted: holds the losses that an allocation needs.
 
         Raises:
             UserError: the exact layers alone exceed the budget, or a rank exceeds the features of a group.
@@ -197,6 +224,12 @@ class XKV(Method, Projector):
         if facts.latent is not None:
             return [(rank, rank) for rank in group_ranks(numbers, tokens, features)]
         limits = [max(1, min(tokens, size)) for size in features]
+        if self.allocate != "uniform":
+            assert fitted is not None
+            parts = [zip(fitted.tensors[loss], limits, strict=True) for loss in LOSSES]
+            curves = [curve[: limit + 1] for part in parts for curve, limit in part]
+            ranks = spend(curves, [float(tokens + size) for size in features] * 2, numbers)
+            return list(zip(ranks[: len(groups)], ranks[len(groups) :], strict=True))
         totals = group_ranks(numbers, tokens, features, subspaces=2)
         return [split(total, limit, self.key_share) for total, limit in zip(totals, limits, strict=True)]
 
@@ -228,16 +261,24 @@ class XKV(Method, Projector):
     # -- fitting -------------------------------------------------------------------------------------------------
 
     def fit(self, moments: Moments, model: PreTrainedModel) -> Fitted | None:
-        """The metric of the keys, where they are whitened: ``root_k`` and ``inverse_k``, see `Weighting`.
+        """The metric of the keys, and the losses that an allocation needs; None where there is neither.
+
+        ``root_k`` and ``inverse_k`` are those of `Weighting`, ``loss_k`` and ``loss_v`` (groups, largest rank + 1).
 
         Raises:
-            UserError: the moments are another model's, or the model has no keys of its own (MLA).
+            UserError: the moments are another model's or have no held-out sequences for an allocation, or the model has
+                no keys of its own (MLA).
         """
         if not self.learns:
             return None
         moments.check(model)
         self._check_latent(model_facts(model))
-        root, inverse, floored = roots(score_metrics(moments, model, self.rope, self.sinks))
+        check_uniform(self.name, model)
+        metric = score_metrics(moments, model, self.rope, self.sinks)
+        root, inverse, floored = roots(metric)
+        tensors = {"root_k": root.float(), "inverse_k": inverse.float()}
+        if self.allocate != "uniform":
+            tensors |= dict(zip(LOSSES, self._losses(moments, model, tensors, metric), strict=True))
         metadata = {
             "method": self.name,
             "fit_config": self.fit_config(),
@@ -246,7 +287,18 @@ class XKV(Method, Projector):
             "moments": moments.metadata,
             "floored_eigenvalues": {"keys": floored},
         }
-        return Fitted({"root_k": root.float(), "inverse_k": inverse.float()}, metadata)
+        return Fitted(tensors, metadata)
+
+    def _losses(
+        self, moments: Moments, model: PreTrainedModel, known: Mapping[str, Tensor], metric: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Losses of keys and of values of every group, see `kvgauge.methods.group_losses`."""
+        sequences, groups = held_out(self.name, moments), self.groups(model_facts(model).num_layers)
+        everything = self.group_size * metric.shape[1] * metric.shape[2]
+        new_groups = partial(self._new_groups, model, known, lambda tokens: [(everything, everything)] * len(groups))
+        if self.allocate == "greedy":
+            return greedy_losses(new_groups, groups, model, sequences)
+        return energy_losses(new_groups, groups, model, sequences, (metric, output_moments(model)))
 
     def _check_latent(self, facts: ModelFacts) -> None:
         """Refuse what latents that are keys and values at once (MLA) have no use for."""
@@ -254,8 +306,8 @@ class XKV(Method, Projector):
             return
         if self.sr is not None:
             raise UserError(f"sr of {self.name} saves rebuilding keys, and with latents (MLA) none are: leave it out")
-        if self.whitened("keys") or self.whitened("values") or self.normalize != "none" or self.sinks:
-            raise UserError(f"{self.name} with latents (MLA) has no whiten, normalize or sinks: leave them out")
+        if self.learns or self.whitened("values") or self.normalize != "none" or self.sinks:
+            raise UserError(f"{self.name} with latents (MLA) has no whiten, normalize, sinks, allocate: leave them out")
 
     # -- the cache -----------------------------------------------------------------------------------------------
 
@@ -275,26 +327,29 @@ class XKV(Method, Projector):
     ) -> KVCache:
         check_uniform(self.name, model)
         facts = model_facts(model)
-        self.ranks(facts, facts.max_positions)  # refuses what cannot work before any work is done
+        self._check_latent(facts)
+        known = check_fitted(self, model, fitted) if self.learns else None
+        self.ranks(facts, facts.max_positions, known)  # refuses what cannot work before any work is done
         latent = facts.latent is not None
         if storage is not EXACT and (latent or self.sr is not None):
             raise UserError(f"sr and latents (MLA) of {self.name} have no quantised storage: leave the quantiser out")
         layers: list[LayerCache] = [
             ExactLatentLayer() if latent else whole_layer(storage) for _ in range(facts.num_layers)
         ]
-        members = self._latent_members(facts, sized) if latent else self._members(facts, model, fitted, storage, sized)
+        ranks = cache(lambda tokens: sized(tokens).ranks(facts, tokens, known))
+        if latent:
+            members: Iterable[Sequence[LayerCache]] = self._latent_members(facts, ranks)
+        else:
+            tensors = {} if known is None else known.tensors
+            members = [group.members for group in self._new_groups(model, tensors, ranks, storage)]
         for group, joined in zip(self.groups(facts.num_layers), members, strict=True):
             layers[group.start : group.stop] = joined
         return KVCache(layers, context_length=context_length)
 
-    def _members(
-        self,
-        facts: ModelFacts,
-        model: PreTrainedModel,
-        fitted: Fitted | None,
-        storage: Storage,
-        sized: Callable[[int], XKV],
-    ) -> Iterator[Sequence[LayerCache]]:
+    def _new_groups(
+        self, model: PreTrainedModel, known: Mapping[str, Tensor], ranks: AllRanks, storage: Storage = EXACT
+    ) -> list[CrossLayerGroup]:
+        """Empty groups; `known` as in `fit`."""
         settings = CrossLayerSettings(
             rotation=PlaneRotation(rotary_frequencies(model)) if self.rope == "pre" else None,
             fold_every=self.fold_every,
@@ -306,31 +361,31 @@ class XKV(Method, Projector):
         )
         keys = values = None
         if self.whitened("keys"):
-            known = check_fitted(self, model, fitted)
-            keys = Weighting(*(known.tensors[name].to(model.device) for name in ("root_k", "inverse_k")))
+            keys = Weighting(*(known[name].to(model.device) for name in ("root_k", "inverse_k")))
         if self.whitened("values"):
             values = value_weighting(model)
-        for index, group in enumerate(self.groups(facts.num_layers)):
-            ranks = partial(self._group_ranks, facts, sized, index)
-            weights = tuple(None if weighting is None else weighting.part(group) for weighting in (keys, values))
-            yield CrossLayerGroup(len(group), ranks, settings, (weights[0], weights[1])).members
+        made = []
+        for index, group in enumerate(self.groups(model_facts(model).num_layers)):
+            weights = [None if weighting is None else weighting.part(group) for weighting in (keys, values)]
+            own = partial(self._group_ranks, ranks, index)
+            made.append(CrossLayerGroup(len(group), own, settings, (weights[0], weights[1])))
+        return made
 
-    def _latent_members(self, facts: ModelFacts, sized: Callable[[int], XKV]) -> Iterator[Sequence[LayerCache]]:
-        self._check_latent(facts)
+    def _latent_members(self, facts: ModelFacts, ranks: AllRanks) -> Iterator[Sequence[LayerCache]]:
         for index, group in enumerate(self.groups(facts.num_layers)):
-            rank = partial(self._latent_rank, facts, sized, index)
+            rank = partial(self._latent_rank, ranks, index)
             yield CrossLayerLatentGroup(len(group), rank, self.truncated_svd(), self.fold_every).members
 
     def truncated_svd(self) -> TruncatedSVD:
         """How the subspaces are found."""
         return TruncatedSVD(randomized=self.svd == "randomized", seed=self.seed)
 
-    def _group_ranks(self, facts: ModelFacts, sized: Callable[[int], XKV], group: int, tokens: int) -> tuple[int, int]:
-        context = tokens + self.sinks
-        return sized(context).ranks(facts, context)[group]
+    def _group_ranks(self, ranks: AllRanks, group: int, tokens: int) -> tuple[int, int]:
+        return ranks(tokens + self.sinks)[group]
 
-    def _latent_rank(self, facts: ModelFacts, sized: Callable[[int], XKV], group: int, tokens: int) -> int:
-        return sized(tokens).ranks(facts, tokens)[group][0]
+    @staticmethod
+    def _latent_rank(ranks: AllRanks, group: int, tokens: int) -> int:
+        return ranks(tokens)[group][0]
 
     def stored_nbytes(self, facts: ModelFacts, fitted: Fitted | None, storage: Storage, tokens: int) -> int:
         heads, head_dim, dtype = facts.num_key_value_heads, facts.head_dim, facts.dtype
@@ -342,7 +397,7 @@ class XKV(Method, Projector):
         else:  # one subspace a group, and the rotary keys
             parts, rotary = 1, facts.latent.qk_rope_head_dim
             size = ((facts.num_layers - compressed) * width + facts.num_layers * rotary) * tokens * dtype.itemsize
-        for group, ranks in zip(groups, self.ranks(facts, tokens), strict=True):
+        for group, ranks in zip(groups, self.ranks(facts, tokens, fitted), strict=True):
             for rank in (max(1, min(rank, rest, len(group) * width)) for rank in ranks[:parts]):
                 size += storage.rows_nbytes(rest, rank, dtype) + len(group) * storage.factor_nbytes(width, rank, dtype)
         size += compressed * parts * heads * storage.kept_nbytes(sinks, head_dim, dtype)
