@@ -27,7 +27,7 @@ def _model(name: str) -> PreTrainedModel:
 
 @cache
 def _moments(name: str) -> kvgauge.Moments:
-    return kvgauge.collect(_model(name), [random_tokens(4, 160, seed=1)])
+    return kvgauge.collect(_model(name), [random_tokens(4, 160, seed=1)], held_out=random_tokens(2, 160, seed=11))
 
 
 def random_tokens(batch: int, tokens: int, seed: int = 0) -> torch.Tensor:

@@ -57,6 +57,7 @@ def test_moments_add_up_over_batches_and_shards(tiny, tokens):
     shards = kvgauge.collect(model, [ids[:1]]) + kvgauge.collect(model, [ids[1:]])
     for other in (stream, shards):
         assert other.tokens == whole.tokens == 200
+        assert other.sequence_length == 50
         for label, tensor in whole.tensors.items():
             torch.testing.assert_close(other.tensors[label], tensor, rtol=1e-6, atol=1e-6)
 
@@ -71,6 +72,8 @@ def test_moments_survive_the_disk(moments, tmp_path):
     again = kvgauge.Moments.load(tmp_path / "m.safetensors")
     assert again.metadata == moments("tiny/llama").metadata
     assert torch.equal(again.values(), moments("tiny/llama").values())
+    assert torch.equal(again.held_out, moments("tiny/llama").held_out)
+    assert set(again.tensors) == set(moments("tiny/llama").tensors)
 
 
 def test_no_tokens_too_many_tokens_and_nan(tiny, tokens):

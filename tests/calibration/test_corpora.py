@@ -6,7 +6,7 @@ import torch
 
 from kvgauge import configuration
 from kvgauge.benchmarks.sources import Sources
-from kvgauge.calibration.corpora import CorpusConfig, load_corpus
+from kvgauge.calibration.corpora import HELD_OUT, CorpusConfig, load_corpus, load_held_out
 from kvgauge.errors import UserError
 from kvgauge.models.loading import load_tokenizer
 
@@ -43,6 +43,26 @@ def test_windows_are_the_texts_own_and_do_not_overlap(tokenizer, numbers):
     assert len({tuple(row.tolist()) for row in rows}) == 120
     text = Path(numbers.path).read_text(encoding="utf-8")
     assert all(tokenizer.decode(row) in text for row in rows)
+
+
+def test_held_out_sequences_are_calibration_text_that_was_not_drawn(tokenizer, numbers):
+    calibration, held_out = load_corpus(numbers, tokenizer, "calibration"), load_held_out(numbers, tokenizer)
+    assert held_out.shape == (HELD_OUT, 64)
+    assert torch.equal(held_out, load_held_out(numbers, tokenizer))
+    assert not {tuple(row) for row in calibration.tolist()} & {tuple(row) for row in held_out.tolist()}
+    assert not words(tokenizer, held_out) & words(tokenizer, load_corpus(numbers, tokenizer, "validation"))
+
+
+def test_a_text_that_is_taken_whole_leaves_nothing_to_hold_out(tokenizer, numbers):
+    rows = 1
+    while True:
+        config = CorpusConfig(**vars(numbers) | {"num_sequences": rows, "sequence_length": 1024})
+        left = len(load_held_out(config, tokenizer))
+        if left == 0:
+            break
+        rows += 1
+    with pytest.raises(UserError, match="are needed"):
+        load_corpus(CorpusConfig(**vars(config) | {"num_sequences": rows + 1}), tokenizer, "calibration")
 
 
 def test_calibration_and_validation_share_nothing(tokenizer, numbers):

@@ -22,7 +22,7 @@ from kvgauge.errors import UserError, unknown
 
 ALLOCATIONS = ("uniform", "energy", "greedy")
 
-# Ranks that `greedy` measures, as shares of the largest one; between them the loss is taken as linear.
+# Ranks that `greedy` measures, as shares of the largest one; between them the loss is taken to fall by equal factors.
 LADDER = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)
 
 
@@ -51,8 +51,18 @@ def ladder(limit: int) -> list[int]:
 
 
 def interpolated(ranks: Sequence[int], losses: Sequence[float]) -> Tensor:
-    """Losses at ranks 0 … the largest of `ranks`, linear between those given, constant below the first; float64."""
-    return torch.from_numpy(np.interp(np.arange(ranks[-1] + 1), ranks, losses))
+    """Losses at ranks 0 … the largest of `ranks`, float64.
+
+    Between two ranks the loss falls by equal factors, as spectra do, or in equal steps where it ends at 0; below the
+    first it is constant.
+    """
+    everywhere, known = np.arange(ranks[-1] + 1), np.asarray(losses, dtype=np.float64)
+    curve = np.interp(everywhere, ranks, known)
+    positive = int((np.cumprod(known > 0) > 0).sum())
+    if positive:
+        factors = everywhere[: ranks[positive - 1] + 1]
+        curve[: len(factors)] = np.exp(np.interp(factors, ranks[:positive], np.log(known[:positive])))
+    return torch.from_numpy(curve)
 
 
 def lower_hull(curve: Tensor) -> Tensor:
@@ -66,7 +76,7 @@ def lower_hull(curve: Tensor) -> Tensor:
                 break  # the slope rises at b: it is a corner
             corners.pop()
         corners.append(rank)
-    return interpolated(corners, [points[corner] for corner in corners])
+    return torch.from_numpy(np.interp(np.arange(len(points)), corners, [points[corner] for corner in corners]))
 
 
 def spend(curves: Sequence[Tensor], costs: Sequence[float], numbers: float) -> list[int]:

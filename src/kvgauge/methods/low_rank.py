@@ -212,7 +212,8 @@ class LowRankPerHead(Method, Projector):
         if rank_k is not None or rank_v is not None:
             return self._complete(rank_k, rank_v, numbers, num_layers, head_dim)
         if self.allocate != "uniform":
-            return allocated_ranks(self.name, *(fitted.tensors[name] for name in LOSSES), numbers)
+            losses_k, losses_v = (fitted.tensors[name] for name in LOSSES)
+            return allocated_ranks(self.name, losses_k, losses_v, numbers)
         return budget_ranks(self.name, numbers, num_layers, head_dim)
 
     def _complete(
