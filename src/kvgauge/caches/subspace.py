@@ -184,9 +184,9 @@ class SharedSubspace:
     def truncated(self, rank: int) -> SharedSubspace:
         """The subspace of the first `rank` directions, which is the best of that rank; for measuring only."""
         other = SharedSubspace(len(self.factors))
-        other.basis.share(self.basis.view()[..., :rank])
+        other.basis.set(self.basis.dense()[..., :rank])
         for mine, theirs in zip(other.factors, self.factors, strict=True):
-            mine.share(theirs.view()[..., :rank])
+            mine.set(theirs.dense()[..., :rank])
         return other
 
     def fixed_nbytes(self) -> int:

@@ -63,10 +63,10 @@ def _direction_energies(space: SharedSubspace, metrics: Tensor) -> Tensor:
     The columns z_i of the basis are orthogonal: in any metric of the features the error of a truncation is the sum of
     these over the directions that it leaves out.
     """
-    sizes = space.basis.view()[0].double().square().sum(dim=0)
+    sizes = space.basis.dense()[0].double().square().sum(dim=0)
     parts = []
     for factor, metric in zip(space.factors, metrics, strict=True):
-        heads = factor.view()[0].double().unflatten(0, metric.shape[:2])
+        heads = factor.dense()[0].double().unflatten(0, metric.shape[:2])
         parts.append(sizes * torch.einsum("ndr,nde,ner->r", heads, metric.to(heads), heads))
     return torch.stack(parts).cpu()
 
@@ -98,7 +98,7 @@ def greedy_losses(
 
 def _measured(group: CrossLayerGroup, layers: Sequence[HeldOutLayer]) -> tuple[Tensor, Tensor]:
     keys, values = group.keys, group.values
-    limit = keys.basis.view().shape[-1]
+    limit = keys.basis.dense().shape[-1]
     ranks = ladder(limit)[:-1]
     losses = torch.zeros(2, len(ranks), dtype=torch.float64)
     for column, rank in enumerate(ranks):
