@@ -13,6 +13,7 @@ from kvgauge.models.facts import model_facts
 
 CONTEXT = 512
 BUDGETS = (0.875, 0.5)
+HOLDERS = ("kvgauge.caches", "transformers.cache_utils")  # whose objects hold what is cached
 
 
 def compressed_cache(method, fitted, model, ids):
@@ -38,7 +39,7 @@ def live_nbytes(cache):
             pending.extend(item.values())
         elif isinstance(item, (list, tuple, set)):
             pending.extend(item)
-        elif type(item).__module__.startswith("kvgauge.caches") and item is not cache:
+        elif type(item).__module__.startswith(HOLDERS) and item is not cache:
             pending.append(vars(item))
     return sum(storages.values())
 
