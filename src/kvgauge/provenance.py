@@ -100,7 +100,7 @@ def load_fit(
     if not method.learns:
         return None
     wanted = fit_config(cfg, model, tokenizer, method)
-    directory = artifacts.find(cfg.artifacts, "fit", wanted, f"python -m pipelines.fit method={method.fitter.name}")
+    directory = artifacts.find(cfg.artifacts, "fit", wanted, method.fitter.fit_command)
     return Fitted.load(directory / "projections.safetensors")
 
 

@@ -91,7 +91,7 @@ class KVGaugeLM(HFLM):
         if path is None:
             cfg = OmegaConf.create({"corpus": configuration.read("corpus", corpus)})
             wanted = fit_config(cfg, self.model, self.tokenizer, self.method)
-            command = f"python -m pipelines.fit method={self.method.name}"
+            command = self.method.fitter.fit_command
             path = str(artifacts.find(root, "fit", wanted, command) / "projections.safetensors")
         return Fitted.load(Path(path))
 

@@ -123,7 +123,7 @@ def cells(
         if method.learns:
             wanted = fit_config(cfg, model, tokenizer, method)
             fingerprint = digest(wanted)
-            command = f"python -m pipelines.fit method={method.fitter.name}"
+            command = method.fitter.fit_command
             directory = artifacts.find(Path(cfg.artifacts), "fit", wanted, command)
             if directory not in loaded:
                 loaded[directory] = Fitted.load(directory / "projections.safetensors")

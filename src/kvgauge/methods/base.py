@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
@@ -109,6 +110,17 @@ class Method(ABC):
         return {"method": type(self).__name__} | {name: getattr(self, name) for name in self.fit_fields}
 
     @property
+    def fit_command(self) -> str:
+        """The command that fits this method: what it learns, and whether it does, may depend on its fields."""
+        changed = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name not in ("name", "budget") and getattr(self, field.name) != field.default
+        }
+        settings = (f"'method.{name}={json.dumps(value).replace(chr(34), '')}'" for name, value in changed.items())
+        return " ".join([f"python -m pipelines.fit method={self.name}", *settings])
+
+    @property
     def label(self) -> str:
         """The name of a cell: method and budget."""
         return self.name if self.budget is None else f"{self.name}@{self.budget:g}"
@@ -159,7 +171,7 @@ def check_fitted(method: Method, model: PreTrainedModel, fitted: Fitted | None) 
     from kvgauge.models.facts import model_fingerprint
 
     if fitted is None:
-        raise UserError(f"{method.name} needs fitted projections: run `python -m pipelines.fit method={method.name}`")
+        raise UserError(f"{method.name} needs fitted projections: run `{method.fit_command}`")
     if fitted.metadata.get("model") != model_fingerprint(model):
         raise UserError(
             f"the projections were fitted for another model ({fitted.metadata.get('model_name', 'unknown')}): "
