@@ -175,8 +175,8 @@ def starved(
                     both = (states, exact[1]) if part == 0 else (exact[0], states)
                     totals[index, part, column] += layer.loss(*both) / len(sequences)
     for index, parts in enumerate(totals.tolist()):
-        for part, (loss, restored_loss) in zip(("keys", "values"), parts, strict=True):
-            yield {"layer": index, "part": part, "loss": loss, "loss_with_exact_sinks": restored_loss}
+        for name, (loss, restored_loss) in zip(("keys", "values"), parts, strict=True):
+            yield {"layer": index, "part": name, "loss": loss, "loss_with_exact_sinks": restored_loss}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
