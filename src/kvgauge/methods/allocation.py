@@ -9,9 +9,9 @@ errors e_j of the values move it by ``Σ p_j e_j``, and errors δ_j of the score
 of different tokens are independent, the first is ``Σ p_j² ‖e_j‖²`` and the second ``Σ p_j² δ_j² ‖v_j − o‖²``: the mean
 SQUARE of the score's error, not relative to the scores, compares with the error of the values RELATIVE to the values.
 (Relative to the scores it would not: between a third and nine tenths of their energy, in SmolLM2's layers, is an offset
-common to all keys, which no softmax sees.) With ``‖v_j − o‖²`` taken as the mean ``‖v_j‖²``; for the tokens that have
-the attention it is less (0.1 to 0.6 of it in SmolLM2), so `energy` gives the keys too much, and `greedy`, which measures,
-gives the values more.
+common to all keys, which no softmax sees.) This takes ``‖v_j − o‖²`` for the mean ``‖v_j‖²``; for the tokens that have
+the attention it is less (0.1 to 0.6 of it in SmolLM2): `energy` gives the keys too much, `greedy`, which measures, does
+not.
 """
 
 from __future__ import annotations
