@@ -176,17 +176,19 @@ class PressedCache(KVCache):
 
     def _watch(self) -> None:
         """Keep what the attention modules are given by passes that fill this cache, until it is compressed or gone."""
-        mine: Callable[[], Any] = weakref.ref(self)
+        mine = weakref.ref(self)
+
+        def filled(kwargs: dict[str, Any]) -> PressedCache | None:
+            cache = mine()
+            return cache if cache is not None and cache is kwargs.get("past_key_values") else None
 
         def record(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-            cache = mine()
-            if cache is not None and kwargs.get("past_key_values") is cache:
+            if (cache := filled(kwargs)) is not None:
                 layer: Any = cache.layers[module.layer_idx]
                 layer.record((kwargs["hidden_states"], *kwargs["position_embeddings"]))
 
         def remember(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-            cache = mine()
-            if cache is not None and kwargs.get("past_key_values") is cache:
+            if (cache := filled(kwargs)) is not None:
                 cache.ids.append(kwargs["input_ids"])
 
         handles = []

@@ -135,6 +135,7 @@ def _row(cell: Cell, sample: Sample, record: Record, model_name: str, scorer: Sc
         "cell": cell.label,
         "method": cell.method.name,
         "budget": cell.budget,
+        "combination": cell.method.combination,
         "compress_at": cell.compress_at,
         "model": model_name,
         "sample_id": sample.id,

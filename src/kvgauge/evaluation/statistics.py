@@ -103,7 +103,7 @@ def bootstrap_task_mean(
     if not strata:
         raise ValueError("no tasks to take the mean of")
     weights = np.full(len(strata), 1.0 / len(strata))
-    mean, low, high = _stratified_intervals(strata, weights, SCORES, seed, resamples, confidence)
+    mean, low, high = stratified_intervals(strata, weights, SCORES, seed, resamples, confidence)
     return Interval(float(mean[0]), float(low[0]), float(high[0]))
 
 
@@ -126,7 +126,7 @@ def paired_difference(
     if first.shape != second.shape:
         raise ValueError(f"paired scores must have one shape, not {first.shape} and {second.shape}")
     differences = first - second
-    mean, low, high = _stratified_intervals(
+    mean, low, high = stratified_intervals(
         [differences[np.newaxis]], np.ones(1), DIFFERENCES, seed, resamples, confidence
     )
     return Difference(float(mean[0]), float(low[0]), float(high[0]), sign_test(differences))
@@ -280,7 +280,7 @@ def _checked(values: npt.ArrayLike, bounds: tuple[float, float]) -> Floats:
     return vector
 
 
-def _stratified_intervals(
+def stratified_intervals(
     strata: Sequence[Floats],
     weights: Floats,
     bounds: tuple[float, float],
@@ -434,7 +434,7 @@ def _fill(
         for start in range(0, len(members), CHUNK):
             chunk = members[start : start + CHUNK]
             stacked = [np.stack([strata[s] for _, strata in chunk]) for s in range(len(shape))]
-            figures = _stratified_intervals(stacked, weight_vector, bounds, seed, resamples, confidence)
+            figures = stratified_intervals(stacked, weight_vector, bounds, seed, resamples, confidence)
             for position, (index, _) in enumerate(chunk):
                 for name, values in zip(names, figures, strict=True):
                     rows[index][name] = float(values[position])

@@ -121,6 +121,11 @@ class Method(ABC):
         return " ".join([f"python -m pipelines.fit method={self.name}", *settings])
 
     @property
+    def combination(self) -> bool:
+        """Made of several papers' ideas, or changed from its paper: the project's own."""
+        return False
+
+    @property
     def label(self) -> str:
         """The name of a cell: method and budget."""
         return self.name if self.budget is None else f"{self.name}@{self.budget:g}"

@@ -114,6 +114,10 @@ class Compose(Method):
         if self.members.merger is not None or not projector.exact_prefill:
             object.__setattr__(self, "exact_prefill", False)
 
+    @property
+    def combination(self) -> bool:
+        return True
+
     @cached_property
     def members(self) -> Members:
         """The members, built and checked."""

@@ -104,8 +104,7 @@ class Pressed(Method):
     def label(self) -> str:
         return super().label if self.compression_ratio is None else f"{self.name}@cr{self.compression_ratio:g}"
 
-    @classmethod
-    def code_version(cls) -> str:
+    def code_version(self) -> str:
         return f"{super().code_version()}-kvpress-{library_version()}"
 
     @classmethod

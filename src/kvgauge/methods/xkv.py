@@ -141,6 +141,10 @@ class XKV(Method, Projector):
         return bool((self.whiten or {}).get(part, False))
 
     @property
+    def combination(self) -> bool:
+        return self.whiten is not None or self.allocate != "uniform" or self.normalize != "none"
+
+    @property
     def label(self) -> str:
         if self.rank is not None:
             return f"{self.name}@r{self.rank}"

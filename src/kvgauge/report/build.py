@@ -14,6 +14,8 @@ from kvgauge.artifacts import replacing, write_json
 from kvgauge.errors import UserError
 from kvgauge.report import plots, tables
 from kvgauge.report.collect import Measurements, collect
+from kvgauge.report.frontier import FrontierTables, frontier_tables
+from kvgauge.report.longbench import longbench_table
 from kvgauge.report.page import Block, Section, render, slug
 from kvgauge.report.task_types import task_type_table
 
@@ -31,6 +33,24 @@ TYPES = (
     "Means of the means of a type's tasks, compressed before the question is read (unseen) and after (seen), with 95% "
     "intervals; diff is the paired difference from the uncompressed cache. Language modelling: KL in nats a token and "
     "perplexity of held-out text that continues a compressed context."
+)
+
+FRONTIER = (
+    "Every cell with its 95% interval; the line joins the cells that no cell of at most the same bytes beats on these "
+    "samples. Whether it would on others is what the tables below say."
+)
+DOMINANCE = (
+    "A cell dominates another that takes at least its bytes if its score is better on the same samples: the 95% "
+    "interval of the paired difference (bootstrap within tasks) lies above zero. Not corrected for the number of "
+    "pairs; all of them are in dominance.csv."
+)
+BEST = (
+    "For each budget the best method as published and the best combination or variant of this project, both chosen by "
+    "their score on these samples, and the paired difference (combination minus published) with its 95% interval."
+)
+LONGBENCH = (
+    "Means in percent, as the benchmark's paper prints them: each category is the mean of its datasets, overall the "
+    "mean of the categories. A star: not all datasets that belong to the average were run."
 )
 
 
@@ -62,7 +82,8 @@ def build_report(
 
     The same input gives the same bytes. Chapters without input are left out; ``table.csv`` and ``table.md`` hold the
     main table, or where nothing was evaluated the fidelity or the latency table. ``task_types.csv`` and
-    ``task_types.md`` are written where something was evaluated.
+    ``task_types.md`` are written where something was evaluated, ``dominance``, ``frontier``, ``best`` and ``longbench``
+    likewise where there is something to say.
 
     Args:
         evaluate_dirs: output directories of the evaluate stage.
@@ -87,11 +108,17 @@ def build_report(
     fidelity = tables.fidelity_table(measured.fidelity, measured.model)
     latency = tables.latency_table(measured.latency)
     types = task_type_table(measured.samples, measured.model)
+    front = frontier_tables(measured.samples)
+    longbench = longbench_table(measured.cells)
 
     draft = _Draft()
     if measured.cells:
         _accuracy(draft, measured, main, palette)
+        if not front.points.empty:
+            _frontier(draft, measured, front, palette)
         draft.sections.append(Section("By task type", blocks=[_table(types, "", TYPES)]))
+        if not longbench.empty:
+            draft.sections.append(Section("LongBench", blocks=[_table(longbench, "", LONGBENCH)]))
     if measured.fidelity or measured.model:
         _fidelity(draft, measured, fidelity, palette)
     if measured.latency:
@@ -106,9 +133,12 @@ def build_report(
     chief = next((table for table in (main, fidelity, latency) if not table.empty), main)
     _write(out / "table.csv", tables.to_csv(chief).encode())
     _write(out / "table.md", tables.to_markdown(chief).encode())
-    if measured.cells:
-        _write(out / "task_types.csv", tables.to_csv(types).encode())
-        _write(out / "task_types.md", tables.to_markdown(types).encode())
+    beside = {"task_types": types} if measured.cells else {}
+    beside |= {"dominance": front.pairs, "frontier": front.points, "best": front.best, "longbench": longbench}
+    for name, table in beside.items():
+        if name == "task_types" or not table.empty:
+            _write(out / f"{name}.csv", tables.to_csv(table).encode())
+            _write(out / f"{name}.md", tables.to_markdown(table).encode())
     write_json(out / "metrics.json", metrics(measured.cells))
     index = out / "index.html"
     _write(index, render(title, _subtitle(measured), draft.sections, provenance).encode())
@@ -207,6 +237,21 @@ def _accuracy(draft: _Draft, measured: Measurements, main: pd.DataFrame, palette
             )
     blocks.insert(1, _table(main, "Table", READING))
     draft.sections.append(Section("Accuracy and bytes", blocks=blocks))
+
+
+def _frontier(draft: _Draft, measured: Measurements, front: FrontierTables, palette: plots.Palette) -> None:
+    blocks: list[Block] = []
+    settings = _settings(measured.cells, palette.baseline)
+    for model, compress_at in settings:
+        mark = _mark(len(settings) > 1, model, compress_at)
+        cells = _compared(measured.cells, model, compress_at, palette.baseline)
+        overall = [cell for cell in cells if cell["length"] is None] or cells
+        figure = plots.frontier(overall, palette)
+        blocks.append(draft.figure(f"frontier{mark}", figure, f"The frontier{mark}", FRONTIER))
+    if not front.best.empty:
+        blocks.append(_table(front.best, "The best of each budget", BEST))
+    blocks.append(_table(front.points, "Which cells dominate which", DOMINANCE))
+    draft.sections.append(Section("Frontier", blocks=blocks))
 
 
 def _fidelity(draft: _Draft, measured: Measurements, table: pd.DataFrame, palette: plots.Palette) -> None:

@@ -34,6 +34,14 @@ TITLES = {
     "context_length": "context",
     "timed_at": "timed at",
     "compress_at": "compressed at",
+    "dominated_by": "dominated by",
+    "other_bytes_ratio": "its bytes / full",
+    "published": "best published",
+    "published_score": "its score",
+    "published_bytes_ratio": "bytes / full (published)",
+    "combination": "best combination",
+    "combination_score": "score (combination)",
+    "combination_bytes_ratio": "bytes / full (combination)",
     "rank_k": "rank K",
     "rank_v": "rank V",
     "kl": "KL",
@@ -241,7 +249,7 @@ def _formatted(name: str, value: Any) -> str:
         return format_bytes(float(value))
     if name in ("n", "length", "batch", "context_length", "timed_at"):
         return f"{int(value):,}"
-    if name == "bytes_ratio":
+    if name.endswith("bytes_ratio"):
         return f"{float(value):.3f}"
     if name == "p_value":
         return "< 0.001" if value < 0.001 else f"{float(value):.2g}"

@@ -2,6 +2,7 @@
 
 from kvgauge.report.plots.accuracy import accuracy_by_length, bytes_by_part, differences, pareto, pareto_by_task
 from kvgauge.report.plots.fidelity import divergence, error_by_layer, error_by_rank
+from kvgauge.report.plots.frontier import frontier
 from kvgauge.report.plots.heatmap import heatmap
 from kvgauge.report.plots.latency import latency_by_context
 from kvgauge.report.plots.style import Palette, to_png
@@ -14,6 +15,7 @@ __all__ = [
     "divergence",
     "error_by_layer",
     "error_by_rank",
+    "frontier",
     "heatmap",
     "latency_by_context",
     "pareto",
