@@ -20,7 +20,7 @@ from kvgauge.evaluation.panel import Cell
 from kvgauge.evaluation.store import AnswerStore
 from kvgauge.evaluation.units import Encoder, Unit
 from kvgauge.methods.full import Full
-from kvgauge.models.facts import ModelFacts, model_facts
+from kvgauge.models.facts import ModelFacts, model_facts, weights_nbytes
 
 PROBE_TOKENS = 512
 PROBE_STEPS = 8
@@ -96,7 +96,7 @@ def probe(model: PreTrainedModel) -> Speed:
     middle = time.perf_counter()
     greedy(model, logits, cache, PROBE_STEPS + 1, ())
     end = time.perf_counter()
-    read = PROBE_STEPS * (_weight_bytes(model) + facts.full_nbytes(tokens))
+    read = PROBE_STEPS * (weights_nbytes(model) + facts.full_nbytes(tokens))
     return Speed(_prefill_flops(model, tokens) / (middle - start), read / (end - middle))
 
 
@@ -118,7 +118,7 @@ def estimate(
         speed: from `probe`.
         processes: that share the time.
     """
-    facts, weights = model_facts(model), _weight_bytes(model)
+    facts, weights = model_facts(model), weights_nbytes(model)
     prefill_s = decode_s = 0.0
     widest = 0
     for unit in units:
@@ -173,10 +173,6 @@ def describe(known: Sequence[CellState], left: Estimate | None) -> str:
 
 def _cached_nbytes(facts: ModelFacts, cell: Cell, tokens: int) -> int:
     return int(cell.method.reference_nbytes(facts, tokens) * (cell.budget or 1.0))
-
-
-def _weight_bytes(model: PreTrainedModel) -> int:
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def _prefill_flops(model: PreTrainedModel, tokens: int) -> float:

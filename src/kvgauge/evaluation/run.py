@@ -28,6 +28,7 @@ from kvgauge.evaluation.store import AnswerStore
 from kvgauge.evaluation.turns import with_turns
 from kvgauge.evaluation.units import Encoder, Unit, make_units
 from kvgauge.methods.full import Full
+from kvgauge.models.facts import weights_nbytes
 from kvgauge.models.spec import ModelSpec
 from kvgauge.stage import EXIT_USER_ERROR, complete, stage_directory
 
@@ -178,7 +179,8 @@ def answer(plan: Plan, units: Sequence[Unit], show: bool = True) -> None:
 def write(plan: Plan, cfg: DictConfig) -> None:
     """Write the results of what is stored."""
     found = rows(plan.units, plan.samples, plan.all_cells, plan.store, cfg.model.name, plan.scorer)
-    summary = statistics.summarise(found.samples, BASELINE, seed=cfg.seed)
+    weights = {"weights_nbytes": weights_nbytes(plan.model)}
+    summary = [row | weights for row in statistics.summarise(found.samples, BASELINE, seed=cfg.seed)]
     artifacts.begin(plan.directory)
     artifacts.write_lines(plan.directory / "samples.jsonl", _own(plan, found.samples))
     artifacts.write_lines(plan.directory / "timings.jsonl", _own(plan, found.timings))

@@ -12,6 +12,8 @@ import time
 import torch
 from transformers import PreTrainedModel
 
+from kvgauge.models.facts import weights_nbytes
+
 COPY_NBYTES = 128 * 2**20  # well beyond any last-level cache
 
 
@@ -47,7 +49,7 @@ def weight_nbytes(model: PreTrainedModel) -> int:
     """Bytes of the weights that one decode step reads: all but an input embedding that is not the output's too."""
     embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings()
     tied = output is not None and output.weight is embedding
-    total = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    total = weights_nbytes(model)
     return total if tied else total - embedding.numel() * embedding.element_size()
 
 

@@ -35,7 +35,7 @@ from kvgauge.measure.memory import reset_peak, resident_nbytes
 from kvgauge.methods.base import Method
 from kvgauge.methods.building import build_method
 from kvgauge.methods.fitted import Fitted
-from kvgauge.models.facts import model_facts
+from kvgauge.models.facts import model_facts, weights_nbytes
 from kvgauge.models.loading import load_model
 
 PREFILLS = ("real", "synthetic")
@@ -228,7 +228,8 @@ def measure_point(
 
     Returns:
         One row per contender. Seconds: ``ttft_s`` (prefill and compression), ``prefill_s``, ``compress_s``,
-        ``tpot_median_s``, ``tpot_p95_s``, ``attention_s``. Bytes of all sequences: ``nbytes``, ``fixed_nbytes``.
+        ``tpot_median_s``, ``tpot_p95_s``, ``attention_s``. Bytes of all sequences: ``nbytes``, ``fixed_nbytes``; of the
+        model: ``weights_nbytes``.
         ``bandwidth`` is the copy bandwidth (bytes/s) of this point, ``mbu`` the share of it that a decode step
         reaches (weights and cache read once), ``attention_of_bound`` the bound of reading the cache once over
         ``attention_s``. Ratios: ``tpot_over_static``, ``tpot_over_dynamic``, ``ttft_over_static``.
@@ -373,6 +374,7 @@ def _row(
         "attention_of_bound": None if attention is None else utilisation(read, attention, bandwidth),
         "nbytes": times.nbytes,
         "fixed_nbytes": times.fixed_nbytes,
+        "weights_nbytes": weights_nbytes(model),
         "peak_bytes": None,
         "bandwidth": bandwidth,
         "mbu": utilisation(weight_nbytes(model) + read, median, bandwidth),

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-ATOMS = 128  # of a thinned row
+ATOMS = 128  # of a thinned row, unless the caller asks for a faster start
 ITERATIONS = 100
 TOLERANCE = 1e-6  # of the range of a row: centroids that move less have settled
 
 
-def weighted_kmeans(values: Tensor, weights: Tensor, count: int) -> Tensor:
+def weighted_kmeans(values: Tensor, weights: Tensor, count: int, atoms: int = ATOMS) -> Tensor:
     """Centroids that minimise ``Σ w_i min_c (v_i − c)²`` of every row.
 
     A row whose weights are all zero is taken as equally weighted.
@@ -26,6 +26,7 @@ def weighted_kmeans(values: Tensor, weights: Tensor, count: int) -> Tensor:
         values: (rows, n).
         weights: (rows, n), 0 or more.
         count: k, centroids of a row.
+        atoms: of a thinned row, for the start; its time grows with their square.
 
     Returns:
         (rows, k), ascending, float32; equal ones where a row has fewer than k different values.
@@ -34,21 +35,21 @@ def weighted_kmeans(values: Tensor, weights: Tensor, count: int) -> Tensor:
     mass = weights.double().gather(-1, order)
     mass = torch.where(mass.sum(dim=-1, keepdim=True) > 0, mass, 1.0)
     sums = _PrefixSums(ordered, mass)
-    return sums.settle(_optimum(sums, _atoms(ordered, mass), count)).float()
+    return sums.settle(_optimum(sums, _atoms(ordered, mass, atoms), count)).float()
 
 
-def _atoms(ordered: Tensor, mass: Tensor) -> Tensor:
-    """Bounds (rows, atoms + 1) of up to `ATOMS` runs of sorted values, as finely spaced as their density asks.
+def _atoms(ordered: Tensor, mass: Tensor, most: int) -> Tensor:
+    """Bounds (rows, atoms + 1) of up to `most` runs of sorted values, as finely spaced as their density asks.
 
     The best levels lie with a density that is the cube root of the samples' (Panter and Dite 1951); so do these.
     """
     rows, length = ordered.shape
-    if length <= ATOMS:
+    if length <= most:
         return torch.arange(length + 1, device=ordered.device).expand(rows, -1)
     # Between two samples the density is their weight over their distance: its cube root, integrated, is this.
     grown = (mass[:, 1:] + mass[:, :-1]).pow(1 / 3) * ordered.diff(dim=-1).pow(2 / 3)
     total = grown.cumsum(-1)
-    shares = torch.arange(1, ATOMS, dtype=torch.float64, device=ordered.device) / ATOMS
+    shares = torch.arange(1, most, dtype=torch.float64, device=ordered.device) / most
     inner = torch.searchsorted(total, shares * total[:, -1:]) + 1
     return pad(pad(inner, (1, 0)), (0, 1), value=length)
 

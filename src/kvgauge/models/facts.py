@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kvgauge.errors import UserError
+from kvgauge.models.squeezellm import packed_buffers
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,12 @@ def full_nbytes(model: PreTrainedModel, tokens: int, bits: int | None = None) ->
     return model_facts(model).full_nbytes(tokens, bits)
 
 
+def weights_nbytes(model: PreTrainedModel) -> int:
+    """Bytes of the weights: dense ones, and squeezed ones as they are stored."""
+    dense = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    return dense + sum(buffer.nbytes for _, buffer in packed_buffers(model))
+
+
 def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
     """The self-attention modules, first layer first."""
     return [layer.self_attn for layer in model.get_decoder().layers]
@@ -160,7 +167,7 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     for volatile in ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"):
         config.pop(volatile, None)
     value = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, parameter in model.named_parameters():
+    for name, parameter in (*model.named_parameters(), *packed_buffers(model)):
         flat = parameter.detach().reshape(-1)
         stride = max(1, flat.numel() // 64)
         sample = flat[::stride][:64].to("cpu", torch.float32)

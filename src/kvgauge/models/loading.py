@@ -15,6 +15,7 @@ from kvgauge.errors import UserError, unknown
 from kvgauge.models import mla
 from kvgauge.models.gguf import dense_checkpoint
 from kvgauge.models.spec import ModelSpec
+from kvgauge.models.squeezellm_store import squeeze_model
 from kvgauge.models.tiny import byte_tokenizer, random_model
 
 
@@ -77,7 +78,11 @@ def load_model(
     model.eval().requires_grad_(False)
     attention.install(model)
     mla.install(model)
-    return model, load_tokenizer(spec)
+    tokenizer = load_tokenizer(spec)
+    options = spec.squeezed()
+    if options is not None:
+        squeeze_model(model, tokenizer, options)
+    return model, tokenizer
 
 
 def load_tokenizer(name: str | ModelSpec) -> PreTrainedTokenizerBase:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from kvgauge.errors import UserError, unknown
+from kvgauge.models.squeezellm import SqueezeLLM
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -32,10 +33,12 @@ class ModelSpec:
         revision: branch, tag or commit of a hub model.
         trust_remote_code: run code that comes with the weights; off unless the user turns it on.
         seed: of random weights.
+        weights: how linear layers are stored, ``{method: squeezellm, bits: 4}`` (see
+            `kvgauge.models.squeezellm.SqueezeLLM`); None as they come. It makes another model: give it another name.
         architecture: fields of the transformers configuration for ``source: random``, ``model_type`` among them.
 
     Raises:
-        UserError: an unknown dtype, or an architecture that does not go with the source.
+        UserError: an unknown dtype, an architecture that does not go with the source, or weights that are no option.
     """
 
     name: str
@@ -47,6 +50,7 @@ class ModelSpec:
     trust_remote_code: bool = False
     seed: int = 0
     architecture: Mapping[str, Any] | None = None
+    weights: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -55,6 +59,12 @@ class ModelSpec:
             raise UserError(f"model {self.name}: `architecture` goes with `source: random`, and only with it")
         if self.architecture is not None and "model_type" not in self.architecture:
             raise UserError(f"model {self.name}: `architecture` needs a model_type, e.g. llama")
+
+        self.squeezed()
+
+    def squeezed(self) -> SqueezeLLM | None:
+        """`weights`, validated."""
+        return None if self.weights is None else SqueezeLLM.of(self.weights)
 
     @property
     def torch_dtype(self) -> torch.dtype:
