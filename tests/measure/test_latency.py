@@ -41,6 +41,7 @@ def test_rows_of_a_point(prefill: str, tiny, fit) -> None:
     assert static["nbytes"] == 2 * model_facts(model).full_nbytes(80 + 4)  # room for the decoded tokens from the start
     assert ours["nbytes"] == full // 2
     assert ours["fixed_nbytes"] > 0
+    assert ours["weights_nbytes"] == sum(parameter.nbytes for parameter in model.parameters())
     assert static["tpot_over_static"] == dynamic["tpot_over_dynamic"] == 1.0
     for row in rows:
         assert (row["batch"], row["context_length"]) == (2, 80)

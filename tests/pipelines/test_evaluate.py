@@ -101,6 +101,8 @@ def results(directory: Path) -> list[bytes]:
 def test_one_method(evaluate: Evaluate, root: Path) -> None:
     directory = evaluate("method=ksvd", "method.budget=0.5")
     samples, cells = read_lines(directory / "samples.jsonl"), read_json(directory / "cells.json")
+    model = kvgauge.load_model("tiny/llama")[0]
+    assert {row["weights_nbytes"] for row in cells} == {sum(parameter.nbytes for parameter in model.parameters())}
     assert [row["sample_id"] for row in samples] == [row["id"] for row in rows(5)]
     assert {row["cell"] for row in samples} == {row["cell"] for row in cells} == {"ksvd@0.5"}
     assert {row["task"] for row in cells} == {"niah_single_1", "all"}

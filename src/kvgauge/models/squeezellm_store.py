@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvgauge.artifacts import read_tensors, write_tensors
@@ -30,7 +31,7 @@ def squeeze_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, op
         count = options.fit_tokens // SEQUENCE_LENGTH
         corpus = CorpusConfig(sequence_length=SEQUENCE_LENGTH, num_sequences=count)
         fisher = weight_fisher(model, load_corpus(corpus, tokenizer, "calibration"))
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         with torch.no_grad():
             for name, layer in linears(model):
                 parts = squeezed_parts(layer.weight, fisher.pop(name), options)
