@@ -37,7 +37,12 @@ def run(cfg: DictConfig) -> None:
     memory.refuse_beyond(
         {
             f"batch {batch} at {length} tokens": memory.point_nbytes(
-                model_facts(model), model.config.get_text_config().intermediate_size, batch, length, grid.all_steps
+                model_facts(model),
+                model.config.get_text_config().intermediate_size,
+                batch,
+                length,
+                grid.all_steps,
+                grid.prefill_chunk,
             )
             for batch, length in grid.points
         },

@@ -132,6 +132,35 @@ def test_the_exact_window_is_all_that_stays_between_chunks(tiny, fit, tokens) ->
     assert cache.nbytes_by_part()["exact"] == facts.full_nbytes(10)
 
 
+@pytest.mark.parametrize("exact", [{}, {"sinks": 3}, {"sinks": 2, "window": 10}])
+def test_the_latents_of_all_layers_have_their_place_before_any_layer_attends(exact, tiny, fit, tokens) -> None:
+    model, ids = tiny("tiny/llama"), tokens(1, 256, seed=9)
+    method = kqsvd(budget=0.6, compress_prefill=True, **exact)
+    cache = method.new_cache(model, fit(method, "tiny/llama"))
+    cache.expect(256)
+    places = []
+    for part in ids.split(64, dim=1):
+        model(part, past_key_values=cache)
+        places.append([(layer.latent_keys.nbytes(), layer.latent_keys.view().data_ptr()) for layer in cache.layers])
+    cache.compress()
+    assert all(place == places[0] for place in places)
+    assert [(layer.latent_keys.nbytes(), layer.latent_keys.view().data_ptr()) for layer in cache.layers] == places[0]
+    assert cache.nbytes() <= 0.6 * kvgauge.full_nbytes(model, 256)
+
+
+def test_the_first_layer_that_attends_finds_the_memory_of_the_last(tiny, fit, tokens) -> None:
+    model = tiny("tiny/llama")
+    method = kqsvd(budget=0.5, compress_prefill=True)
+    cache = method.new_cache(model, fit(method, "tiny/llama"), context_length=64)
+    first, last = cache.layers[0], cache.layers[-1]
+    states = torch.randn(1, last.source(64).A.shape[0], 16, model_facts(model).head_dim)
+    first.update(states, states)
+    queries = torch.randn(1, model_facts(model).num_attention_heads, 16, model_facts(model).head_dim)
+    first.attend(queries, attention_mask=None, scaling=1.0, position_ids=None)
+    assert len(last.latent_keys) == 0
+    assert last.latent_keys.nbytes() == first.latent_keys.nbytes() > 0
+
+
 def test_a_compressing_prefill_says_so_and_its_siblings_do_not() -> None:
     assert kqsvd(budget=0.5).exact_prefill
     assert not kqsvd(budget=0.5, compress_prefill=True).exact_prefill

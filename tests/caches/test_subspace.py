@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kvgauge.caches.subspace import SharedSubspace, TruncatedSVD
+from kvgauge.caches.subspace import SharedSubspace, TruncatedSVD, leading_eigenvectors
 from kvgauge.caches.weighting import Weighting
 
 
@@ -25,15 +25,29 @@ def tail(rows, rank):
 
 @pytest.mark.parametrize("decay", [0.3, 1e-2, 1e-4])
 @pytest.mark.parametrize(("tokens", "features"), [(300, 96), (70, 160), (96, 96)])
-def test_error_is_the_tail_of_an_explicit_svd(tokens, features, decay):
+@pytest.mark.parametrize("rank", [12, 40])  # a few eigenvectors are found one by one
+def test_error_is_the_tail_of_an_explicit_svd(tokens, features, decay, rank):
     rows = matrix(tokens, features, decay)
-    basis, factor = TruncatedSVD()(rows, 40)
+    basis, factor = TruncatedSVD()(rows, rank)
     error = float((rows.double() - basis.double() @ factor.double().T).norm())
-    assert error == pytest.approx(tail(rows, 40), rel=1e-5)
+    assert error == pytest.approx(tail(rows, rank), rel=1e-5)
 
 
-def test_a_steep_spectrum_is_decomposed_in_float64():
-    rows = matrix(400, 64, 1e-8)
+@pytest.mark.parametrize("rank", [1, 5, 16, 17, 64])
+def test_leading_eigenvectors_are_those_of_the_upper_triangle(rank):
+    generator = torch.Generator().manual_seed(rank)
+    half = torch.randn(64, 64, generator=generator, dtype=torch.float64)
+    whole = half + half.T
+    values, vectors = leading_eigenvectors(whole.triu() + torch.tril(half, -1), rank)
+    assert vectors.shape == (64, rank)
+    torch.testing.assert_close(values, torch.linalg.eigvalsh(whole)[-rank:])
+    torch.testing.assert_close(whole @ vectors, vectors * values, atol=1e-10, rtol=0)
+    torch.testing.assert_close(vectors.T @ vectors, torch.eye(rank, dtype=torch.float64), atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("features", [64, 160])  # with 160, the 32 are found one by one
+def test_a_steep_spectrum_is_decomposed_in_float64(features):
+    rows = matrix(400, features, 10 ** (-features / 8))
     basis, factor = TruncatedSVD()(rows, 32)
     error = float((rows.double() - basis.double() @ factor.double().T).norm())
     in_float32 = torch.linalg.eigh(rows.T @ rows)[1][:, -32:]

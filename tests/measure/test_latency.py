@@ -56,6 +56,20 @@ def test_rows_of_a_point(prefill: str, tiny, fit) -> None:
     assert static["attention_s"] > 0
 
 
+def test_a_real_prefill_goes_chunk_by_chunk(tiny, fit) -> None:
+    model, seen = tiny("tiny/llama"), []
+    hook = model.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append((kwargs.get("input_ids", args[0] if args else None)).shape[1]),
+        with_kwargs=True,
+    )
+    try:
+        config = LatencyConfig(decode_steps=1, warmup=0, repeats=1, prefill_chunk=32)
+        measure_point(model, contenders(model, fit), config, 1, 80)
+    finally:
+        hook.remove()
+    assert seen == [16, *([32, 32, 16, 1] * 2)]
+
+
 def test_every_method_can_be_timed(tiny, fit) -> None:
     model = tiny("tiny/llama")
     methods = [kvgauge.build_method(name) for name in kvgauge.list_methods() if name != "full"]
@@ -121,6 +135,7 @@ def test_points_are_sorted_by_size_and_distinct() -> None:
         ({"decode_steps": 0}, "latency.decode_steps is 0"),
         ({"warmup": -1}, "latency.warmup is -1"),
         ({"repeats": 0}, "latency.repeats is 0"),
+        ({"prefill_chunk": 0}, "latency.prefill_chunk is 0"),
         ({"cells": [{"budget": 0.5}]}, "names its method"),
     ],
 )

@@ -24,6 +24,7 @@ def test_an_estimate_covers_the_uncompressed_cache_and_grows_with_the_grid(tiny)
     assert one > facts.full_nbytes(256 + 8)
     assert more > one
     assert longer > facts.full_nbytes(8192 + 8)
+    assert point_nbytes(facts, 128, 1, 8192, 8, prefill_chunk=512) < longer
 
 
 def test_what_does_not_fit_is_refused_with_the_estimate() -> None:

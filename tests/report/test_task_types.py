@@ -80,6 +80,9 @@ def test_held_out_text_is_a_type_of_its_own(samples):
     row = _row(table, "language modelling", "kvslimmer@0.5")
     assert (row["kl"], row["perplexity"], row["perplexity_full"], row["n"]) == (pytest.approx(0.2), 18.0, 15.0, 2)
     assert _row(table, "language modelling", "full")["perplexity"] == 15.0
+    other = prediction | {"cell": "kvslimmer@0.25", "model": "smollm2-135m", "sequence": 0, "kl": 0.4}
+    mixed = task_type_table(samples, [*predictions, other | {"perplexity": 9.0, "perplexity_full": 8.0}])
+    assert list(mixed[mixed["type"] == "language modelling"]["cell"]) == ["kvslimmer@0.5", "kvslimmer@0.25"]
     text = readable(table)
     assert {"type", "question unseen", "question seen", "KL"} <= set(text.columns)
     assert not text.isin(["nan"]).to_numpy().any()

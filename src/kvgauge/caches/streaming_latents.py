@@ -30,7 +30,9 @@ class StreamingLatentLayer(LatentLayer):
 
     def attend_exact(self, query: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
         if self.projections is None:
-            self.projections = self._announced_projections()
+            assert self.cache is not None
+            for layer in self.cache.layers:
+                layer.prepare(self.exact_keys.view())
         if not self._absorbed:
             output = exact_attention(query, self.exact_keys.view(), self.exact_values.view(), attention_mask, scaling)
         else:
@@ -45,6 +47,27 @@ class StreamingLatentLayer(LatentLayer):
     def _absorbed(self) -> bool:
         """Some of the context is latents already."""
         return len(self.latent_keys) > 0
+
+    def prepare(self, keys: Tensor) -> None:
+        """Get the pairs, and where the context's length is known the memory for all its latents.
+
+        Every layer does so before any has attended: between the activations of a forward pass, which come and go, the
+        latents would leave holes in the C library's heap that nothing else fits into.
+
+        Args:
+            keys: some keys of any layer, for their batch, heads and dtype.
+        """
+        self.projections = self._announced_projections()
+        if self.expected is None:
+            return
+        gathered = self.cache is not None and self.cache.valid is not None  # sinks keep their columns among the latents
+        tokens = self.expected - self.window - (0 if gathered else self.sinks)
+        for latents, projection in (
+            (self.latent_keys, self.projections.A),
+            (self.latent_values, self.projections.A_v),
+        ):
+            latents.reserve(tokens)
+            latents.append(keys[:, :, :0].to(projection.device) @ projection)
 
     def _announced_projections(self) -> HeadProjections:
         if self.expected is None and self.sinks + self.window:
@@ -64,9 +87,6 @@ class StreamingLatentLayer(LatentLayer):
             return
         keys, values = self.exact_keys.view(), self.exact_values.view()
         start = 0 if self._absorbed else self._take_sinks(keys, values, surplus)
-        if not self._absorbed and self.expected is not None:
-            for latents in (self.latent_keys, self.latent_values):
-                latents.reserve(self.expected - start - self.window)  # growing would hold the old and the new at once
         for latents, projection, rows in (
             (self.latent_keys, self.projections.A, keys),
             (self.latent_values, self.projections.A_v, values),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -15,6 +17,8 @@ from kvgauge.caches.weighting import Weighting
 # With a discarded energy above this share of the largest eigenvalue, rounding of a float32 moment (6e-8 of the largest
 # eigenvalue) moves the reconstruction error by far less than 1e-5 of itself; below it the moment is made in float64.
 SAFE_TAIL = 1e-3
+
+PARTIAL = 0.25  # of all eigenvectors: where finding only these stops to be faster than finding all
 
 MOMENT_BLOCKS = 4  # of columns: a symmetric moment is made by rows of blocks, from the diagonal on
 
@@ -61,11 +65,15 @@ class TruncatedSVD:
     def _leading(self, rows: Tensor, rank: int) -> Tensor:
         """The leading eigenvectors (columns, rank) of ``rowsᵀ rows``, largest eigenvalue first."""
         if self.randomized and rank + self.oversampling < rows.shape[1]:
-            return self._sketch(rows.T @ rows, rank)
-        values, vectors = torch.linalg.eigh(upper_moment(rows), UPLO="U")
-        if rows.dtype == torch.float32 and values[:-rank].clamp_min(0).sum() < SAFE_TAIL * values[-1]:
-            vectors = torch.linalg.eigh(upper_moment(rows.double()), UPLO="U")[1]
-        return vectors[:, -rank:].flip(-1).to(rows.dtype)
+            upper = upper_moment(rows)
+            return self._sketch(upper.triu() + upper.triu(1).T, rank)
+        moment = upper_moment(rows)
+        trace = moment.diagonal().double().sum()
+        values, vectors = leading_eigenvectors(moment, rank)
+        tail = trace - values.double().clamp_min(0).sum()  # what the discarded directions hold
+        if rows.dtype == torch.float32 and tail < SAFE_TAIL * values[-1]:
+            vectors = leading_eigenvectors(upper_moment(rows.double()), rank)[1]
+        return vectors.flip(-1).to(rows.dtype)
 
     def _sketch(self, moment: Tensor, rank: int) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)
@@ -75,6 +83,32 @@ class TruncatedSVD:
             probe = torch.linalg.qr(moment @ probe)[0]
         vectors = torch.linalg.eigh(probe.T @ moment @ probe)[1]
         return probe @ vectors[:, -rank:].flip(-1)
+
+
+def leading_eigenvectors(upper: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The `rank` largest eigenvalues, ascending, and their eigenvectors (features, rank).
+
+    Few of them are found one by one (LAPACK's ``syevr``), which leaves out the others' share of the work; many, and
+    those of a matrix on another device, come with all the rest (``syevd``).
+
+    Args:
+        upper: a symmetric matrix, of which the upper triangle counts; it may be overwritten.
+        rank: at least 1.
+    """
+    features = upper.shape[0]
+    if upper.device.type != "cpu" or rank > PARTIAL * features:
+        values, vectors = torch.linalg.eigh(upper, UPLO="U")
+        return values[-rank:], vectors[:, -rank:]
+    # the transpose of C order is the Fortran order that LAPACK works in: nothing is copied
+    found = scipy.linalg.eigh(
+        upper.numpy().T,
+        lower=True,
+        subset_by_index=(features - rank, features - 1),
+        driver="evr",
+        overwrite_a=True,
+        check_finite=False,
+    )
+    return torch.from_numpy(found[0]), torch.from_numpy(np.ascontiguousarray(found[1]))
 
 
 def upper_moment(rows: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from kvgauge import configuration
 from kvgauge.caches.attention import exact_attention
 from kvgauge.caches.base import KVCache, LayerCache
 from kvgauge.errors import UserError, unknown
-from kvgauge.evaluation.decoding import prefill
+from kvgauge.evaluation.decoding import PREFILL_CHUNK, prefill
 from kvgauge.measure.bandwidth import copy_bandwidth, synchronize, utilisation, weight_nbytes
 from kvgauge.measure.memory import reset_peak, resident_nbytes
 from kvgauge.methods.base import Method
@@ -59,6 +59,8 @@ class LatencyConfig:
         repeats: rounds.
         prefill: ``real`` runs the model over random tokens; ``synthetic`` fills the caches with random keys and
             values, for contexts whose prefill would take too long: there is no time to first token then.
+        prefill_chunk: tokens of one forward pass of a real prefill. Peak memory has the activations of one chunk and,
+            with ``compress_prefill``, its exact keys and values.
         peak: measure each cell's peak memory in a process of its own.
         memory_limit: bytes that a point may take; None takes what is free.
         seed: of the random tokens.
@@ -75,6 +77,7 @@ class LatencyConfig:
     warmup: int = 2
     repeats: int = 3
     prefill: str = "real"
+    prefill_chunk: int = PREFILL_CHUNK
     peak: bool = False
     memory_limit: int | None = None
     seed: int = 0
@@ -86,7 +89,7 @@ class LatencyConfig:
             values = getattr(self, name)
             if not values or min(values) < 1:
                 raise UserError(f"latency.{name} needs at least one number, each 1 or more")
-        for name, least in (("decode_steps", 1), ("warmup", 0), ("repeats", 1)):
+        for name, least in (("decode_steps", 1), ("warmup", 0), ("repeats", 1), ("prefill_chunk", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"latency.{name} is {getattr(self, name)}: set it to {least} or more")
         for cell in self.cells or ():
@@ -273,7 +276,7 @@ def _time_once(
         cache.expect(tokens)
     start = _now(model)
     if source is None:
-        token = prefill(model, ids, cache).argmax(dim=-1, keepdim=True)
+        token = prefill(model, ids, cache, config.prefill_chunk).argmax(dim=-1, keepdim=True)
         times.prefill.append(_now(model) - start)
     else:
         fill(model, cache, source)

@@ -23,7 +23,14 @@ from kvgauge.models.facts import ModelFacts
 GB = 1e9
 
 
-def point_nbytes(facts: ModelFacts, intermediate_size: int, batch: int, context_length: int, decode_steps: int) -> int:
+def point_nbytes(
+    facts: ModelFacts,
+    intermediate_size: int,
+    batch: int,
+    context_length: int,
+    decode_steps: int,
+    prefill_chunk: int = PREFILL_CHUNK,
+) -> int:
     """The memory that one point of a latency grid takes beyond the weights: an estimate from above.
 
     The caches of a point live one after another, so the largest counts: the uncompressed one, with either one more
@@ -36,9 +43,10 @@ def point_nbytes(facts: ModelFacts, intermediate_size: int, batch: int, context_
         batch: sequences.
         context_length: cached tokens per sequence.
         decode_steps: tokens decoded after them.
+        prefill_chunk: tokens of one forward pass before them.
     """
     cache = batch * facts.full_nbytes(context_length + decode_steps)
-    chunk = batch * min(context_length, PREFILL_CHUNK)
+    chunk = batch * min(context_length, prefill_chunk)
     activations = chunk * (8 * facts.hidden_size + 3 * intermediate_size) * facts.dtype.itemsize
     return cache + cache // facts.num_layers * 2 + cache // 2 + activations + 4 * SCORE_BLOCK_BYTES
 

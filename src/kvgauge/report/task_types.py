@@ -72,20 +72,21 @@ def _summaries(samples: Sequence[Mapping[str, Any]], baseline: str) -> Iterator[
 
 
 def _perplexities(predictions: Sequence[Mapping[str, Any]], baseline: str) -> Iterator[Row]:
-    """Means over sequences for each model and cell, the uncompressed model's first."""
-    by_cell: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
-    exact: dict[str, dict[Any, float]] = defaultdict(dict)
+    """Means over sequences for each model and cell; the uncompressed model's first, if all cells had the same text."""
+    by_model: dict[str, dict[str, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for row in predictions:
         if row["kl"] is not None:
-            model = str(row.get("model", ""))
-            by_cell[model, fidelity_label(dict(row))].append(row)
-            exact[model][row["sequence"]] = row["perplexity_full"]
-    head: Row = {"type": LANGUAGE_MODELLING, "tasks": "held-out text"}
-    for model, of_sequence in exact.items():
-        perplexity = float(np.mean(list(of_sequence.values())))
-        figures = {"kl": 0.0, "perplexity": perplexity, "perplexity_full": perplexity}
-        yield head | {"cell": baseline, "model": model, "n": len(of_sequence)} | figures
-    for (model, cell), rows in by_cell.items():
-        if cell != baseline:
-            means = {name: float(np.mean([row[name] for row in rows])) for name in PREDICTIONS}
-            yield head | {"cell": cell, "model": model, "n": len(rows)} | means
+            by_model[str(row.get("model", ""))][fidelity_label(dict(row))].append(row)
+    for model, cells in by_model.items():
+        head: Row = {"type": LANGUAGE_MODELLING, "tasks": "held-out text", "model": model}
+        means = {
+            cell: {"n": len(rows)} | {name: float(np.mean([row[name] for row in rows])) for name in PREDICTIONS}
+            for cell, rows in cells.items()
+        }
+        exact = {(figures["n"], figures["perplexity_full"]) for figures in means.values()}
+        if len(exact) == 1 and baseline not in cells:
+            [(n, perplexity)] = exact
+            figures = {"n": n, "kl": 0.0, "perplexity": perplexity, "perplexity_full": perplexity}
+            yield head | {"cell": baseline} | figures
+        for cell, figures in means.items():
+            yield head | {"cell": cell} | figures
