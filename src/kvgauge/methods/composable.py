@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
 
@@ -14,6 +14,8 @@ from kvgauge.caches.storage import Storage
 from kvgauge.methods.fitted import Fitted
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from kvgauge.models.facts import ModelFacts
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from kvgauge.caches.base import KVCache, LayerCache
 from kvgauge.caches.storage import EXACT, Storage
 from kvgauge.errors import UserError, unknown
-from kvgauge.methods.base import Method
+from kvgauge.methods.base import Method, check_fitted
 from kvgauge.methods.building import build_method, list_methods
 from kvgauge.methods.composable import Merger, Projector
 from kvgauge.methods.fitted import Fitted
@@ -235,7 +235,12 @@ class Compose(Method):
         self, model: PreTrainedModel, fitted: Fitted | None = None, *, context_length: int | None = None
     ) -> KVCache:
         facts, storage = model_facts(model), self.storage
-        sized = lru_cache(maxsize=None)(lambda tokens: self.sized(facts, fitted, tokens))
+        if facts.latent is not None and storage is not EXACT:
+            raise UserError(f"{self.name}: latents (MLA) have no quantised storage, leave the quantiser out")
+        if self.learns:
+            check_fitted(self.fitter, model, fitted)
+        sized = cache(lambda tokens: self.sized(facts, fitted, tokens))
+        sized(context_length or facts.max_positions)  # refuses what cannot work before any work is done
         if self.members.merger is None:
             return self.members.projects.stored_cache(
                 model, fitted, storage, lambda tokens: sized(tokens).projects, context_length=context_length
@@ -246,7 +251,7 @@ class Compose(Method):
         def freeze(layer: int, tokens: int) -> LayerCache:
             return sized(tokens).projects.entry_layer(model, fitted, storage, layer)
 
-        freeze(0, context_length or facts.max_positions)  # refuses what cannot work before any work is done
+        freeze(0, context_length or facts.max_positions)  # refuses what cannot take over entries
         merges: Callable[[int], Merger] = lambda tokens: sized(tokens).merges  # noqa: E731
         return self.members.merges.frozen_cache(model, merges, freeze, context_length=context_length)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvgauge.caches.base import KVCache, LayerCache
-from kvgauge.caches.latents import HeadProjections, LatentLayer, LayerProjections
+from kvgauge.caches.latents import SUITED, HeadProjections, LatentLayer, LayerProjections
 from kvgauge.caches.latents_mla import ProjectedLatentLayer
 from kvgauge.caches.storage import EXACT, Storage
 from kvgauge.caches.streaming_latents import StreamingLatentCache, StreamingLatentLayer
@@ -252,7 +252,8 @@ class LowRankPerHead(Method, Projector):
             chosen = sized(facts.max_positions)  # the rank of latents does not depend on the length of the context
             ranks = chosen.ranks(known, facts.num_layers, facts.head_dim)
             return KVCache(chosen._latent_layers(model, known, ranks), context_length=context_length)
-        self.ranks(known, facts.num_layers, facts.head_dim)  # refuses bad ranks before any work is done
+        # refuses bad ranks before any work is done
+        sized(facts.max_positions).ranks(known, facts.num_layers, facts.head_dim)
         layer_type, cache_type = (
             (StreamingLatentLayer, StreamingLatentCache) if self.compress_prefill else (LatentLayer, KVCache)
         )
@@ -271,7 +272,9 @@ class LowRankPerHead(Method, Projector):
             return numbers * tokens * dtype.itemsize
         ranks = self.ranks(fitted, facts.num_layers, head_dim, tokens)
         exact = min(self.sinks + self.window, tokens)
-        latents = sum(storage.rows_nbytes(tokens - exact, rank, dtype) for rank_pair in ranks for rank in rank_pair)
+        latents = sum(
+            storage.rows_nbytes(tokens - exact, rank, dtype, SUITED) for rank_pair in ranks for rank in rank_pair
+        )
         return heads * (latents + 2 * facts.num_layers * storage.kept_nbytes(exact, head_dim, dtype))
 
     def entry_layer(self, model: PreTrainedModel, fitted: Fitted | None, storage: Storage, layer: int) -> LayerCache:

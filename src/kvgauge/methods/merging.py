@@ -103,7 +103,7 @@ class Streaming(Method, Merger):
         return int(self.budget * tokens * exact / (exact + CARDINALITY_NBYTES) + 1e-9)
 
     def bookkeeping_nbytes(self, entries: int, facts: ModelFacts) -> int:
-        return entries * facts.num_layers * CARDINALITY_NBYTES
+        return 0 if self.rule == "evict" else entries * facts.num_layers * CARDINALITY_NBYTES
 
     def new_cache(
         self, model: PreTrainedModel, fitted: Fitted | None = None, *, context_length: int | None = None

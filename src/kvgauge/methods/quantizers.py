@@ -17,7 +17,7 @@ class Quantizer:
     Attributes:
         bits: of a number: 8, 4, 3 or 2.
         axis: ``token``: a group is a run of channels of one token; ``channel``: one channel of a run of tokens; None
-            for what suits the numbers: tokens, but channels for keys that are kept whole (KIVI).
+            for what suits the numbers: channels for latents and for keys that are kept whole, else tokens.
         group: numbers of a group: channels, or tokens.
         balance: divide every channel by its root mean square over the context first; None: yes along the token axis.
 

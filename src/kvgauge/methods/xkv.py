@@ -333,7 +333,8 @@ class XKV(Method, Projector):
         facts = model_facts(model)
         self._check_latent(facts)
         known = check_fitted(self, model, fitted) if self.learns else None
-        self.ranks(facts, facts.max_positions, known)  # refuses what cannot work before any work is done
+        # refuses what cannot work before any work is done
+        sized(facts.max_positions).ranks(facts, facts.max_positions, known)
         latent = facts.latent is not None
         if storage is not EXACT and (latent or self.sr is not None):
             raise UserError(f"sr and latents (MLA) of {self.name} have no quantised storage: leave the quantiser out")
