@@ -69,12 +69,8 @@ def test_logits_of_the_uncompressed_model(name, model_name, tiny, fit, tokens):
     assert cache.compressed
 
 
-@pytest.mark.parametrize("model_name", ["tiny/llama", "tiny/qwen3"])
-@pytest.mark.parametrize("name", kvgauge.list_methods())
-def test_left_padding_changes_nothing(name, model_name, tiny, fit, tokens):
-    method = kvgauge.build_method(name)
-    method = method if name == "full" else kvgauge.build_method(name, budget=0.8)
-    model, fitted = tiny(model_name), fit(method, model_name)
+def padded_and_alone(method, fitted, model, tokens):
+    """Logits of a question behind two contexts, the second shorter by 17 tokens: as one padded batch, and one by one."""
     long, short = tokens(1, CONTEXT, seed=4), tokens(1, CONTEXT - 17, seed=5)
     question = tokens(1, QUESTION, seed=6)
 
@@ -92,7 +88,7 @@ def test_left_padding_changes_nothing(name, model_name, tiny, fit, tokens):
     with torch.no_grad():
         expected = torch.stack([alone(long), alone(short)])
         cache = method.new_cache(model, fitted)
-        cache.expect(CONTEXT)
+        cache.expect(CONTEXT, [0, 17])
         positions = (mask.cumsum(1) - 1).clamp_min(0)
         model(batch, attention_mask=mask, position_ids=positions, past_key_values=cache)
         cache.compress()
@@ -101,10 +97,42 @@ def test_left_padding_changes_nothing(name, model_name, tiny, fit, tokens):
         actual = model(
             question.expand(2, -1), attention_mask=longer, position_ids=positions, past_key_values=cache
         ).logits
+    return actual, expected
+
+
+@pytest.mark.parametrize("model_name", ["tiny/llama", "tiny/qwen3"])
+@pytest.mark.parametrize("name", kvgauge.list_methods())
+def test_left_padding_changes_nothing(name, model_name, tiny, fit, tokens):
+    method = kvgauge.build_method(name)
+    method = method if name == "full" else kvgauge.build_method(name, budget=0.8)
+    actual, expected = padded_and_alone(method, fit(method, model_name), tiny(model_name), tokens)
     if per_row_budget(name):
         assert relative(actual, expected) < 1e-4
     else:  # a budget of the batch's length buys the shorter row a little more
         assert relative(actual[0], expected[0]) < 1e-4
+
+
+# Sizes that do not depend on the length of the context, for the methods whose budgets do.
+OWN_SIZES = {
+    "asymkv": {"max_entries": 60, "start": 4, "window": 16},
+    "kvslimmer": {"max_entries": 60, "start": 4, "window": 16},
+    "mean_merge": {"max_entries": 60, "start": 4, "window": 16},
+    "minicache": {"budget": None, "gamma": 0.5},
+    "single_svd": {"rank_k": 12, "rank_v": 16},
+    "streaming_llm": {"max_entries": 60, "start": 4, "window": 16},
+    "xkv": {"rank_k": 24, "rank_v": 32},
+}
+
+
+@pytest.mark.parametrize("name", OWN_SIZES)
+def test_left_padding_changes_no_row_of_a_method_with_a_size_of_its_own(name, tiny, fit, tokens):
+    method = kvgauge.build_method(name, **OWN_SIZES[name])
+    actual, expected = padded_and_alone(method, fit(method, "tiny/llama"), tiny("tiny/llama"), tokens)
+    exact = kvgauge.build_method("full")
+    whole, _ = padded_and_alone(exact, None, tiny("tiny/llama"), tokens)
+    assert relative(actual, whole) > 1e-3, "nothing was compressed"
+    assert relative(actual[0], expected[0]) < 1e-3
+    assert relative(actual[1], expected[1]) < 1e-3
 
 
 def per_row_budget(name):
