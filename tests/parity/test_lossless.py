@@ -70,7 +70,7 @@ def test_logits_of_the_uncompressed_model(name, model_name, tiny, fit, tokens):
 
 
 def padded_and_alone(method, fitted, model, tokens):
-    """Logits of a question behind two contexts, the second shorter by 17 tokens: as one padded batch, and one by one."""
+    """Logits of a question behind two contexts, the second 17 tokens shorter: as one padded batch, and one by one."""
     long, short = tokens(1, CONTEXT, seed=4), tokens(1, CONTEXT - 17, seed=5)
     question = tokens(1, QUESTION, seed=6)
 
