@@ -19,7 +19,8 @@ class Quantizer:
         axis: ``token``: a group is a run of channels of one token; ``channel``: one channel of a run of tokens; None
             for what suits the numbers: channels for latents and for keys that are kept whole, else tokens.
         group: numbers of a group: channels, or tokens.
-        balance: divide every channel by its root mean square over the context first; None: yes along the token axis.
+        balance: divide every channel by its root mean square over the context first; None: yes along the token axis,
+            which helps the bases of xkv; with latents of per-head methods on the token axis, try false.
 
     Raises:
         UserError: values out of range, or balanced channels along the channel axis.
