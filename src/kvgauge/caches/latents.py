@@ -39,8 +39,8 @@ class HeadProjections:
         return sum(tensor.numel() * tensor.element_size() for tensor in (self.A, self.B, self.A_v, self.B_v))
 
 
-# Channels of latents differ in size and offset by far more than tokens do: groups within a token share a grid that suits
-# none of them, and balancing them costs the first channels, which matter most.
+# Channels of latents differ in size and offset by far more than tokens do: a grid within a token suits none of
+# them, and balancing them costs the first channels, which matter most.
 SUITED = "channel"
 
 LayerProjections = Callable[[int], HeadProjections]  # context length → the pairs of one layer
