@@ -43,6 +43,7 @@ def test_attention_is_that_of_what_transformers_decodes():
     weights = (query.unflatten(1, (2, 2)) @ seen[0].unsqueeze(2).mT * DIM**-0.5).softmax(-1)
     expected = (weights @ seen[1].unsqueeze(2)).flatten(1, 2).transpose(1, 2)
     torch.testing.assert_close(layer.attend_compressed(query, None, DIM**-0.5), expected, rtol=0.05, atol=0.02)
+    torch.testing.assert_close(layer.attend_compressed(query, None, DIM**-0.5), expected, rtol=0.05, atol=0.02)
     torch.testing.assert_close(layer.dense()[0], seen[0], rtol=0.05, atol=0.03)
 
 

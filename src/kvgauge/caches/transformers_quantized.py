@@ -40,8 +40,8 @@ class TransformersQuantizedLayer(LayerCache):
         self._decoded = self.inner.update(keys, values)
 
     def attend_compressed(self, query: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
-        assert self._decoded is not None
-        keys, values = self._decoded
+        # An update has decoded the layer; attention that is asked for on its own decodes it again.
+        keys, values = self._decoded or self.compressed_dense()
         self._decoded = None
         return exact_attention(query, keys, values, attention_mask, scaling)
 
