@@ -144,7 +144,7 @@ class CrossLayerLayer(TailedLayer):
         super().__init__(group.settings.storage)
         self.group, self.member = group, member
         self.num_heads = 0  # kv-heads, known with the first tokens
-        self.sinks = ExactSinks(group.settings.sinks, group.settings.storage)
+        self.sinks = ExactSinks(group.settings.sinks, group.settings.storage, spare=1)
         self.landmarks = group.settings.storage.kept()
         self.first_columns: Tensor | None = None  # (batch, 1): where each row begins behind its padding and its sinks
 
@@ -218,7 +218,7 @@ class CrossLayerLayer(TailedLayer):
         return weights + (rotation.nbytes() if rotation is not None and first else 0)
 
     def buffers(self) -> Sequence[RowBuffer]:
-        own: list[RowBuffer] = [*super().buffers(), self.landmarks, self.sinks.keys, self.sinks.values]
+        own: list[RowBuffer] = [*super().buffers(), self.landmarks, *self.sinks.buffers]
         for space in (self.group.keys, self.group.values):
             own.append(space.factors[self.member])
             if self.member == 0:
@@ -236,8 +236,7 @@ class CrossLayerLayer(TailedLayer):
         if tokens < sinks + stored:
             if self.group.settings.selection is not None:
                 raise UserError("cannot crop into the compressed context with sr: start a new cache")
-            if tokens <= len(self.sinks):
-                raise UserError(f"cannot crop into the {len(self.sinks)} exact sinks: start a new cache")
+            self.sinks.crop(tokens)
             self.group.crop(tokens - sinks)
         self.tail_keys.crop(max(0, tokens - sinks - stored))
         self.tail_values.crop(max(0, tokens - sinks - stored))

@@ -12,15 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvgauge.caches.attention import Segment, causal_mask, segmented_attention
+from kvgauge.caches.attention import segmented_attention
 from kvgauge.caches.base import KVCache, LayerCache
-from kvgauge.caches.buffers import GrowingBuffer
-from kvgauge.caches.exact import ExactSegment
 from kvgauge.caches.kvquant_grid import Grid
 from kvgauge.caches.kvquant_layout import heads_of, key_rows, rotated_heads, value_rows
 from kvgauge.caches.kvquant_rows import CodedRows, PlainRows, Rows, coded_nbytes
 from kvgauge.caches.rotation import BLOCK, PlaneRotation, from_planes, interleaved, planes_of, to_planes
-from kvgauge.errors import UserError
+from kvgauge.caches.rows import RowBuffer
+from kvgauge.caches.sinks import ExactSinks
 
 EXACT_BITS = 16  # the quantiser switched off: numbers stay in the model's dtype
 
@@ -133,20 +132,19 @@ class KVQuantLayer(LayerCache):
         self.num_heads = 0  # kv-heads, known with the first tokens
         self.key_rows: Rows = PlainRows()
         self.value_rows: Rows = PlainRows()
-        self.sink_keys, self.sink_values = GrowingBuffer(step=1), GrowingBuffer(step=1)
-        self.sink_columns: Tensor | None = None  # (batch, sinks): where each row's sinks stand, if rows are padded
-        self.context = 0  # tokens that were compressed, padding included
+        self.sinks = ExactSinks(quantiser.sinks, grows=True)
         self.shift: Tensor | None = None  # (batch, 1): what a column lacks to be a position, 0 or below
 
     # -- storing -------------------------------------------------------------------------------------------------
 
     def store(self, keys: Tensor, values: Tensor) -> None:
         assert self.bits is not None
-        self.context = tokens = keys.shape[2]
+        tokens = keys.shape[2]
         self.num_heads = keys.shape[1]
         self.shift = self._shift(keys)
         self.key_rows, self.value_rows = self.quantiser.new_rows(self.bits, keys.shape[1] * keys.shape[3])
-        first = self._take_sinks(keys, values)
+        self.sinks.take(keys, values, self.valid)
+        first = self.sinks.cut
         for rows in (self.key_rows, self.value_rows):
             rows.reserve(tokens - first)
         for start in range(first, tokens, BLOCK):
@@ -171,72 +169,21 @@ class KVQuantLayer(LayerCache):
         columns = torch.arange(column, column + keys.shape[2], device=keys.device)
         return key_rows(keys, self.shift + columns, self.quantiser.rotation)
 
-    def _take_sinks(self, keys: Tensor, values: Tensor) -> int:
-        """Copy the exact sinks; the column at which the codes start."""
-        tokens = keys.shape[2]
-        sinks = min(self.quantiser.sinks, tokens)
-        valid = self.cache.valid if self.cache is not None else None
-        self.sink_columns = None
-        if not sinks:
-            return 0
-        if valid is None:
-            self.sink_keys.set(keys[:, :, :sinks])
-            self.sink_values.set(values[:, :, :sinks])
-            return sinks
-        # Every row's sinks are its own first tokens, behind its padding: they are gathered, and the codes keep all
-        # columns, of which the mask hides the sinks.
-        first = valid.int().argmax(dim=1, keepdim=True)
-        self.sink_columns = first + torch.arange(sinks, device=keys.device)
-        index = self._sink_index(keys)
-        self.sink_keys.set(keys.gather(2, index))
-        self.sink_values.set(values.gather(2, index))
-        return 0
-
-    def _sink_index(self, states: Tensor) -> Tensor:
-        assert self.sink_columns is not None
-        columns = self.sink_columns.clamp(max=self.context - 1)
-        return columns[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
-
     def append(self, keys: Tensor, values: Tensor) -> None:
         column = self.logical_length - keys.shape[2]
-        room = 0 if self.sink_columns is not None else max(0, min(self.quantiser.sinks - column, keys.shape[2]))
-        if room:  # the context was shorter than the sinks
-            self.sink_keys.append(keys[:, :, :room])
-            self.sink_values.append(values[:, :, :room])
+        room = self.sinks.grow(keys, values, column)
         if room < keys.shape[2]:
             self._code(keys[:, :, room:], values[:, :, room:], column + room)
 
     # -- attending -----------------------------------------------------------------------------------------------
 
     def attend_compressed(self, query: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
-        if self.sink_columns is not None:
-            attention_mask = self._mask_of_gathered_sinks(query, attention_mask)
-        return segmented_attention(query, self._segments(), attention_mask, scaling)
-
-    def _mask_of_gathered_sinks(self, query: Tensor, mask: Tensor | None) -> Tensor:
-        """The mask in the order of the segments: sinks first, and hidden among the codes."""
-        assert self.sink_columns is not None
-        batch, _, queries, _ = query.shape
-        if mask is None:
-            mask = causal_mask(queries, self.logical_length, query.device)
-        mask = mask.expand(batch, 1, queries, -1)
-        # A row of fewer tokens than sinks has columns behind the context: they are no sinks.
-        columns = self.sink_columns[:, None, None, :].expand(-1, 1, queries, -1)
-        context = self.context
-        sinks = mask.gather(3, columns.clamp(max=context - 1)) & (columns < context)
-        return torch.cat([sinks, mask.scatter(3, columns.clamp(max=context - 1), False)], dim=3)
-
-    def _segments(self) -> list[Segment]:
-        segments: list[Segment] = []
-        if len(self.sink_keys):
-            segments.append(ExactSegment(self.sink_keys.view(), self.sink_values.view()))
-        if len(self.key_rows):
-            segments.append(self._coded())
-        return segments
+        mask = self.sinks.mask(attention_mask, query.shape[2], self.logical_length)
+        return segmented_attention(query, [*self.sinks.segments(), self._coded()], mask, scaling)
 
     def _coded(self) -> CodedSegment:
         assert self.shift is not None
-        first = self.shift + (0 if self.sink_columns is not None else len(self.sink_keys))
+        first = self.shift + self.sinks.cut
         return CodedSegment(self.key_rows, self.value_rows, self.num_heads, self.quantiser.rotation, first)
 
     # -- the contract --------------------------------------------------------------------------------------------
@@ -245,7 +192,7 @@ class KVQuantLayer(LayerCache):
         """Entries of the exact context that would be kept beside the codes, of all sequences."""
         keys, values = self.exact_keys.view(), self.exact_values.view()
         self.shift = self._shift(keys)
-        padded = self.cache is not None and self.cache.valid is not None
+        padded = self.valid is not None
         first = 0 if padded else min(self.quantiser.sinks, keys.shape[2])
         count = 0
         for grid, states in ((self.quantiser.keys, keys), (self.quantiser.values, values)):
@@ -263,7 +210,7 @@ class KVQuantLayer(LayerCache):
         keys = self.exact_keys.view()
         batch, heads, tokens, head_dim = keys.shape
         sinks = min(self.quantiser.sinks, tokens)
-        padded = self.cache is not None and self.cache.valid is not None
+        padded = self.valid is not None
         exact = 2 * batch * heads * sinks * head_dim * keys.element_size()
         rows = batch * (tokens if padded else tokens - sinks)
         grids = (self.quantiser.keys, self.quantiser.values)
@@ -272,8 +219,7 @@ class KVQuantLayer(LayerCache):
 
     def compressed_nbytes_by_part(self) -> dict[str, int]:
         keys, values = self.key_rows.nbytes_by_part(), self.value_rows.nbytes_by_part()
-        sinks = self.sink_keys.nbytes() + self.sink_values.nbytes()
-        parts = {part: size + values[part] for part, size in keys.items()} | {"sinks": sinks}
+        parts = {part: size + values[part] for part, size in keys.items()} | {"sinks": self.sinks.nbytes()}
         return {part: size for part, size in parts.items() if size}
 
     def fixed_nbytes(self) -> int:
@@ -282,35 +228,24 @@ class KVQuantLayer(LayerCache):
         return self.quantiser.nbytes() + shared
 
     def compressed_dense(self) -> tuple[Tensor, Tensor]:
-        sinks = (self.sink_keys.view(), self.sink_values.view()) if len(self.sink_keys) else None
         if not len(self.key_rows):
-            assert sinks is not None
-            return sinks
+            return self.sinks.keys.dense(), self.sinks.values.dense()
         keys, values = (states.to(self.dtype) for states in self._coded().dense())
-        if sinks is None:
-            return keys, values
-        if self.sink_columns is None:
-            return torch.cat([sinks[0], keys], dim=2), torch.cat([sinks[1], values], dim=2)
-        index = self._sink_index(keys)
-        return keys.scatter(2, index, sinks[0]), values.scatter(2, index, sinks[1])
+        return self.sinks.restored(keys, values)
 
-    def buffers(self) -> Sequence[GrowingBuffer]:
-        return (self.sink_keys, self.sink_values)
+    def buffers(self) -> Sequence[RowBuffer]:
+        return self.sinks.buffers
 
     def map_batch(self, select: Callable[[Tensor], Tensor]) -> None:
         super().map_batch(select)
         self.key_rows.map_batch(select)
         self.value_rows.map_batch(select)
         self.shift = None if self.shift is None else select(self.shift)
-        self.sink_columns = None if self.sink_columns is None else select(self.sink_columns)
+        self.sinks.map_columns(select)
 
     def crop_compressed(self, tokens: int) -> None:
-        if self.sink_columns is not None and tokens < self.context:
-            raise UserError("cannot crop into the context of a padded batch with exact sinks: start a new cache")
-        sinks = 0 if self.sink_columns is not None else min(tokens, len(self.sink_keys))
-        if self.sink_columns is None:
-            self.sink_keys.crop(sinks)
-            self.sink_values.crop(sinks)
+        self.sinks.crop(tokens)
+        sinks = self.sinks.cut
         self.key_rows.crop(tokens - sinks)
         self.value_rows.crop(tokens - sinks)
 
@@ -318,7 +253,7 @@ class KVQuantLayer(LayerCache):
         super().reset()
         self.key_rows.clear()
         self.value_rows.clear()
-        self.sink_columns = self.shift = None
+        self.shift = None
 
 
 ChooseBits = Callable[[Callable[[int], int], int], int]  # (bytes at a number of bits, tokens of the batch) → bits

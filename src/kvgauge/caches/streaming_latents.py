@@ -36,9 +36,7 @@ class StreamingLatentLayer(LatentLayer):
         if not self._absorbed:
             output = exact_attention(query, self.exact_keys.view(), self.exact_values.view(), attention_mask, scaling)
         else:
-            mask = attention_mask
-            if self.sink_columns is not None:
-                mask = self._mask_of_gathered_sinks(query, mask)
+            mask = self.sinks.mask(attention_mask, query.shape[2], self.logical_length)
             output = segmented_attention(query, self._segments(), mask, scaling)
         self._absorb()
         return output
@@ -61,7 +59,7 @@ class StreamingLatentLayer(LatentLayer):
         if self.expected is None:
             return
         gathered = self.cache is not None and self.cache.valid is not None  # sinks keep their columns among the latents
-        tokens = self.expected - self.window - (0 if gathered else self.sinks)
+        tokens = self.expected - self.window - (0 if gathered else self.sinks.limit)
         for latents, projection in (
             (self.latent_keys, self.projections.A),
             (self.latent_values, self.projections.A_v),
@@ -70,7 +68,7 @@ class StreamingLatentLayer(LatentLayer):
             latents.append(keys[:, :, :0].to(projection.device) @ projection)
 
     def _announced_projections(self) -> HeadProjections:
-        if self.expected is None and self.sinks + self.window:
+        if self.expected is None and self.sinks.limit + self.window:
             raise UserError(
                 "compress_prefill with exact sinks or a window needs the length of the context first: "
                 "call cache.expect(tokens) or give context_length to new_cache"
@@ -85,25 +83,26 @@ class StreamingLatentLayer(LatentLayer):
             return  # the sinks of some row are still to come
         if surplus <= 0:
             return
-        keys, values = self.exact_keys.view(), self.exact_values.view()
-        start = 0 if self._absorbed else self._take_sinks(keys, values, surplus)
+        keys, values = self.exact_keys.view()[:, :, :surplus], self.exact_values.view()[:, :, :surplus]
+        if not self._absorbed:
+            keys, values, _ = self.sinks.take(keys, values, self.valid)
         for latents, projection, rows in (
             (self.latent_keys, self.projections.A, keys),
             (self.latent_values, self.projections.A_v, values),
         ):
-            latents.append((projection.mT @ rows[:, :, start:surplus].mT).mT)
-        for exact, rows in ((self.exact_keys, keys), (self.exact_values, values)):
+            latents.append((projection.mT @ rows.mT).mT)
+        for exact in (self.exact_keys, self.exact_values):
             if self.window:
-                exact.set(rows[:, :, surplus:])
+                exact.set(exact.view()[:, :, surplus:])
             else:
                 exact.clear()
 
     def _columns_of_sinks(self) -> int:
         """How many columns hold the sinks of every row, padding before them included."""
-        valid = self.cache.valid if self.cache is not None else None
-        if not self.sinks or valid is None:
-            return self.sinks
-        return int(valid.int().argmax(dim=1).max()) + self.sinks
+        valid = self.valid
+        if not self.sinks.limit or valid is None:
+            return self.sinks.limit
+        return int((~valid).sum(dim=1).max()) + self.sinks.limit
 
     def _segments(self) -> list[Segment]:
         segments = super()._segments()
@@ -142,7 +141,7 @@ class StreamingLatentLayer(LatentLayer):
 
     def reset(self) -> None:
         super().reset()
-        self.projections, self.sink_columns = None, None
+        self.projections = None
 
 
 class StreamingLatentCache(KVCache):
