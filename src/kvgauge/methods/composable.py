@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from kvgauge.caches.base import KVCache, LayerCache
 from kvgauge.caches.merged import MergingCache
-from kvgauge.caches.storage import Storage
+from kvgauge.caches.storage import EXACT, Storage
 from kvgauge.methods.fitted import Fitted
 
 if TYPE_CHECKING:
@@ -20,7 +20,16 @@ if TYPE_CHECKING:
 
 
 class Projector(ABC):
-    """Decides what is stored of every token, and leaves to a `Storage` how."""
+    """Decides what is stored of every token, and leaves to a `Storage` how.
+
+    In front of `Method` among the bases it provides `Method.new_cache`.
+    """
+
+    def new_cache(
+        self, model: PreTrainedModel, fitted: Fitted | None = None, *, context_length: int | None = None
+    ) -> KVCache:
+        """As `Method.new_cache`, with every number in the model's dtype."""
+        return self.stored_cache(model, fitted, EXACT, lambda tokens: self, context_length=context_length)
 
     @abstractmethod
     def stored_cache(

@@ -17,9 +17,9 @@ from kvgauge.caches.kvquant_grid import ChannelGrid, TokenGrid
 from kvgauge.caches.rotation import PlaneRotation
 from kvgauge.errors import UserError
 from kvgauge.methods.base import Method, check_fitted
-from kvgauge.methods.fitted import Fitted
+from kvgauge.methods.fitted import Fitted, fit_metadata
 from kvgauge.methods.kvquant_fit import calibration_samples, fit_layers
-from kvgauge.models.facts import model_facts, model_fingerprint
+from kvgauge.models.facts import model_facts
 from kvgauge.models.frequencies import rotary_frequencies
 
 if TYPE_CHECKING:
@@ -111,15 +111,13 @@ class KVQuant(Method):
                 left -= ids.numel()
         samples = calibration_samples(model, sequences, self._rotation(model), self.sinks)
         tensors = fit_layers(samples, self.outliers, BITS)
-        metadata = {
-            "method": self.name,
-            "fit_config": self.fit_config(),
-            "model": model_fingerprint(model),
-            "model_name": moments.metadata.get("model_name", ""),
-            "moments": moments.metadata,
-            "fit_tokens": sum(ids.numel() for ids in sequences),
-            "seconds": time.perf_counter() - start,
-        }
+        metadata = fit_metadata(
+            self,
+            moments,
+            model,
+            fit_tokens=sum(ids.numel() for ids in sequences),
+            seconds=time.perf_counter() - start,
+        )
         return Fitted(tensors, metadata)
 
     def _rotation(self, model: PreTrainedModel) -> PlaneRotation | None:

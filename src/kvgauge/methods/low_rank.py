@@ -21,10 +21,10 @@ from kvgauge.methods.allocation import check_allocation
 from kvgauge.methods.base import Method, check_fitted
 from kvgauge.methods.composable import Projector
 from kvgauge.methods.factorization import Pair
-from kvgauge.methods.fitted import Fitted
+from kvgauge.methods.fitted import Fitted, fit_metadata
 from kvgauge.methods.head_losses import LOSSES, energy_losses, greedy_losses
 from kvgauge.methods.ranks import Ranks, allocated_ranks, budget_ranks, epsilon_ranks, explicit_ranks, latent_ranks
-from kvgauge.models.facts import model_facts, model_fingerprint
+from kvgauge.models.facts import model_facts
 
 if TYPE_CHECKING:
     from kvgauge.calibration.moments import Moments
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LowRankPerHead(Method, Projector):
+class LowRankPerHead(Projector, Method):
     """Low-rank pairs per kv-head; the subclass says which.
 
     Exactly one of `budget`, `epsilon` and the explicit ranks decides; explicit ranks come first, then `epsilon`.
@@ -155,16 +155,14 @@ class LowRankPerHead(Method, Projector):
             tensors |= dict(zip(LOSSES, losses, strict=True))
         elif self.rope == "post":
             tensors |= dict(zip(LOSSES, energy_losses(keys, values, moments, model), strict=True))
-        metadata = {
-            "method": self.name,
-            "fit_config": self.fit_config(),
-            "model": model_fingerprint(model),
-            "model_name": moments.metadata.get("model_name", ""),
-            "moments": moments.metadata,
-            "floored_eigenvalues": {"keys": keys.floored, "values": values.floored},
-            "qk_rope_head_dim": None if facts.latent is None else facts.latent.qk_rope_head_dim,
-            "seconds": time.perf_counter() - start,
-        }
+        metadata = fit_metadata(
+            self,
+            moments,
+            model,
+            floored_eigenvalues={"keys": keys.floored, "values": values.floored},
+            qk_rope_head_dim=None if facts.latent is None else facts.latent.qk_rope_head_dim,
+            seconds=time.perf_counter() - start,
+        )
         fitted = Fitted(tensors, metadata)
         metadata["ranks"] = self.ranks(fitted, facts.num_layers, facts.head_dim)
         return fitted
@@ -227,11 +225,6 @@ class LowRankPerHead(Method, Projector):
         return explicit_ranks(self.name, *pair, num_layers, head_dim)
 
     # -- the cache -----------------------------------------------------------------------------------------------
-
-    def new_cache(
-        self, model: PreTrainedModel, fitted: Fitted | None = None, *, context_length: int | None = None
-    ) -> KVCache:
-        return self.stored_cache(model, fitted, EXACT, lambda tokens: self, context_length=context_length)
 
     def stored_cache(
         self,

@@ -29,12 +29,12 @@ from kvgauge.methods.allocation import check_allocation, spend
 from kvgauge.methods.base import Method, check_fitted
 from kvgauge.methods.composable import Projector
 from kvgauge.methods.cross_layer_ranks import group_ranks, split
-from kvgauge.methods.fitted import Fitted
+from kvgauge.methods.fitted import Fitted, fit_metadata
 from kvgauge.methods.group_losses import energy_losses, greedy_losses
 from kvgauge.methods.head_losses import LOSSES, held_out
 from kvgauge.methods.uniform import check_uniform, layer_range
 from kvgauge.methods.whitening import output_moments, roots, score_metrics, value_weighting
-from kvgauge.models.facts import ModelFacts, model_facts, model_fingerprint
+from kvgauge.models.facts import ModelFacts, model_facts
 from kvgauge.models.frequencies import rotary_frequencies
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ AllRanks = Callable[[int], list[tuple[int, int]]]  # tokens of a context → (ra
 
 
 @dataclass(frozen=True, kw_only=True)
-class XKV(Method, Projector):
+class XKV(Projector, Method):
     """Truncated SVD of the concatenated caches of `group_size` layers, per prompt, at the end of the prefill.
 
     Models with multi-head latent attention (MLA) have one subspace per group, of their latents, which are keys and
@@ -283,15 +283,7 @@ class XKV(Method, Projector):
         tensors = {"root_k": root.float(), "inverse_k": inverse.float()}
         if self.allocate != "uniform":
             tensors |= dict(zip(LOSSES, self._losses(moments, model, tensors, metric), strict=True))
-        metadata = {
-            "method": self.name,
-            "fit_config": self.fit_config(),
-            "model": model_fingerprint(model),
-            "model_name": moments.metadata.get("model_name", ""),
-            "moments": moments.metadata,
-            "floored_eigenvalues": {"keys": floored},
-        }
-        return Fitted(tensors, metadata)
+        return Fitted(tensors, fit_metadata(self, moments, model, floored_eigenvalues={"keys": floored}))
 
     def _losses(
         self, moments: Moments, model: PreTrainedModel, known: Mapping[str, Tensor], metric: Tensor
@@ -314,11 +306,6 @@ class XKV(Method, Projector):
             raise UserError(f"{self.name} with latents (MLA) has no whiten, normalize, sinks, allocate: leave them out")
 
     # -- the cache -----------------------------------------------------------------------------------------------
-
-    def new_cache(
-        self, model: PreTrainedModel, fitted: Fitted | None = None, *, context_length: int | None = None
-    ) -> KVCache:
-        return self.stored_cache(model, fitted, EXACT, lambda tokens: self, context_length=context_length)
 
     def stored_cache(
         self,

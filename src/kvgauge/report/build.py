@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -182,13 +182,10 @@ def _table(table: pd.DataFrame, title: str, caption: str) -> Block:
 
 def _accuracy(draft: _Draft, measured: Measurements, main: pd.DataFrame, palette: plots.Palette) -> None:
     blocks: list[Block] = []
-    settings = _settings(measured.cells, palette.baseline)
-    for model, compress_at in settings:
-        mark = _mark(len(settings) > 1, model, compress_at)
-        cells = _compared(measured.cells, model, compress_at, palette.baseline)
-        # Rows over all lengths where there are several, else those of the one length.
-        overall = [cell for cell in cells if cell["length"] is None] or cells
-        samples = [row for row in measured.samples if (row["model"], row["compress_at"]) == (model, compress_at)]
+    for each in _comparisons(measured, palette.baseline):
+        mark, cells, overall = each.mark, each.cells, each.overall
+        setting = (each.model, each.compress_at)
+        samples = [row for row in measured.samples if (row["model"], row["compress_at"]) == setting]
         blocks.append(
             draft.figure(
                 f"pareto{mark}",
@@ -241,13 +238,9 @@ def _accuracy(draft: _Draft, measured: Measurements, main: pd.DataFrame, palette
 
 def _frontier(draft: _Draft, measured: Measurements, front: FrontierTables, palette: plots.Palette) -> None:
     blocks: list[Block] = []
-    settings = _settings(measured.cells, palette.baseline)
-    for model, compress_at in settings:
-        mark = _mark(len(settings) > 1, model, compress_at)
-        cells = _compared(measured.cells, model, compress_at, palette.baseline)
-        overall = [cell for cell in cells if cell["length"] is None] or cells
-        figure = plots.frontier(overall, palette)
-        blocks.append(draft.figure(f"frontier{mark}", figure, f"The frontier{mark}", FRONTIER))
+    for each in _comparisons(measured, palette.baseline):
+        figure = plots.frontier(each.overall, palette)
+        blocks.append(draft.figure(f"frontier{each.mark}", figure, f"The frontier{each.mark}", FRONTIER))
     if not front.best.empty:
         blocks.append(_table(front.best, "The best of each budget", BEST))
     blocks.append(_table(front.points, "Which cells dominate which", DOMINANCE))
@@ -315,6 +308,32 @@ def _latency(draft: _Draft, measured: Measurements, table: pd.DataFrame, palette
         )
     blocks.append(_table(table, "Table", "static and dynamic are transformers' own uncompressed caches."))
     draft.sections.append(Section("Latency and memory", blocks=blocks))
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """The cells of one model and one moment of compression.
+
+    Attributes:
+        mark: what tells its figures from those of others.
+        model, compress_at: what its cells have in common.
+        cells: all of them.
+        overall: the rows over all lengths where there are several, else those of the one length.
+    """
+
+    mark: str
+    model: str
+    compress_at: str
+    cells: list[Row]
+    overall: list[Row]
+
+
+def _comparisons(measured: Measurements, baseline: str) -> Iterator[_Comparison]:
+    settings = _settings(measured.cells, baseline)
+    for model, compress_at in settings:
+        cells = _compared(measured.cells, model, compress_at, baseline)
+        overall = [cell for cell in cells if cell["length"] is None] or cells
+        yield _Comparison(_mark(len(settings) > 1, model, compress_at), model, compress_at, cells, overall)
 
 
 def _settings(cells: Sequence[Row], baseline: str) -> list[tuple[str, str]]:

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from kvgauge.report.plots.style import LINES, Palette, drawn_alike, grid, legend_above
+from kvgauge.report.plots.style import LINES, Palette, drawn_alike, grid, legend_above, log_ticks
 from kvgauge.report.tables import task_names
 
 Row = dict[str, Any]
@@ -104,10 +103,7 @@ def accuracy_by_length(cells: Sequence[Row], palette: Palette) -> Figure:
             line = sorted((row for row in shown if row["method"] == method), key=lambda row: row["length"])
             _line(axes, line, "length", palette, method)
         _line(axes, sorted(full, key=lambda row: row["length"]), "length", palette, palette.baseline, linestyle=":")
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_locator(FixedLocator(lengths))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes.xaxis.set_minor_locator(NullLocator())
+        log_ticks(axes, lengths, ",.0f", base=2)
         axes.set_ylim(-0.03, 1.05)
         axes.set_title("no budget" if budget is None else f"budget {budget:g}")
     figure.supxlabel("context length [tokens]", fontsize=10)
@@ -192,16 +188,13 @@ def _pareto(axes: Axes, rows: Sequence[Row], palette: Palette, tick_distance: fl
         line = sorted((row for row in rows if row["method"] == method), key=lambda row: row["bytes_ratio"])
         _line(axes, line, "bytes_ratio", palette, method)
     axes.grid(axis="x", visible=False)
-    axes.set_xscale("log")
     smallest = min(row["bytes_ratio"] for row in rows)
-    axes.set_xlim(min(smallest, 0.8) / 1.15, 1.15 * max(1.0, *(row["bytes_ratio"] for row in rows)))
     kept: list[float] = []
     for tick in TICKS:
         if tick >= smallest / 1.1 and (not kept or kept[-1] / tick >= tick_distance):
             kept.append(tick)
-    axes.xaxis.set_major_locator(FixedLocator(kept))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
+    log_ticks(axes, kept)
+    axes.set_xlim(min(smallest, 0.8) / 1.15, 1.15 * max(1.0, *(row["bytes_ratio"] for row in rows)))
     axes.set_ylim(-0.03, 1.05)
 
 

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from kvgauge.report.plots.style import Palette, drawn_alike
+from kvgauge.report.plots.style import Palette, drawn_alike, log_ticks
 
 Row = dict[str, Any]
 
@@ -57,12 +56,8 @@ def frontier(cells: Sequence[Row], palette: Palette) -> Figure:
             row["cell"], (row["bytes_ratio"], row["mean"]), xytext=(4, 5), textcoords="offset points", fontsize=7.5
         )
     ratios = [row["bytes_ratio"] for row in rows]
-    axes.set_xscale("log")
+    log_ticks(axes, [2.0**-halvings for halvings in range(9) if 2.0**-halvings >= min(ratios) / 1.1])
     axes.set_xlim(min(ratios) / 1.15, 1.3 * max(*ratios, 1.0))
-    ticks = [2.0**-halvings for halvings in range(9) if 2.0**-halvings >= min(ratios) / 1.1]
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_ylim(-0.03, 1.05)
     axes.set_xlabel("cached bytes / bytes of the uncompressed cache")
     axes.set_ylabel("mean of task means")

@@ -9,9 +9,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from kvgauge.report.plots.style import LINES, Palette, drawn_alike, grid
+from kvgauge.report.plots.style import LINES, Palette, drawn_alike, grid, log_ticks
 from kvgauge.report.tables import latency_table
 
 Row = dict[str, Any]
@@ -49,10 +48,7 @@ def latency_by_context(latency: Sequence[Row], palette: Palette) -> Figure:
             _bars(axes, frame, name, scale, palette)
         else:
             _lines(axes, frame, name, scale, palette, lines)
-            axes.set_xscale("log", base=2)
-            axes.xaxis.set_major_locator(FixedLocator(lengths))
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-            axes.xaxis.set_minor_locator(NullLocator())
+            log_ticks(axes, lengths, ",.0f", base=2)
             axes.set_ylim(0, 1.06 * axes.get_ylim()[1])
     if bars:
         figure.supxlabel(f"context of {int(lengths[0]):,} tokens", fontsize=10)

@@ -8,7 +8,7 @@ different periods, so 56 methods differ in one or the other, and no two neighbou
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import ScaledTranslation, Transform
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933")
@@ -128,6 +129,14 @@ def grid(
         # With shared axes only the lowest row has tick labels, and the panel above an empty place is the lowest there.
         axes[index - columns].tick_params(labelbottom=True)
     return figure, axes[:panels]
+
+
+def log_ticks(axes: Axes, ticks: Sequence[float], form: str = ".3g", base: float = 10) -> None:
+    """A logarithmic x axis with labels at `ticks`, in the format `form`, and nowhere else."""
+    axes.set_xscale("log", base=base)
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:{form}}"))
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def legend_above(figure: Figure, methods: set[str], palette: Palette) -> None:
