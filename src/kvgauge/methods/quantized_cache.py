@@ -155,16 +155,22 @@ class QuantizedCache(Method):
                 f"{self.name} stores keys and values per head, and this model caches latents (MLA): use xkv"
             )
         bits = self.chosen_bits(facts)
-        new_layer = self._new_layer(bits, self.group(facts.head_dim, bits))
+        new_layer = self.new_layer(bits, self.group(facts.head_dim, bits))
+        self._try(new_layer, self.group(facts.head_dim, bits))
         return KVCache(
             [TransformersQuantizedLayer(new_layer) for _ in range(facts.num_layers)], context_length=context_length
         )
 
-    def _new_layer(self, bits: int, group: int) -> Callable[[], QuantizedLayer]:
+    def new_layer(self, bits: int, group: int) -> Callable[[], QuantizedLayer]:
+        """What makes an empty layer of transformers; `group` numbers share a scale.
+
+        Raises:
+            UserError: the backend's package is missing.
+        """
         backend = self._backend
         if not installed(backend.module):
             raise UserError(f"{self.name} with backend {self.backend} needs a package: pip install {backend.package}")
-        new_layer = partial(
+        return partial(
             backend.layer,
             nbits=bits,
             axis_key=backend.axis,
@@ -172,7 +178,10 @@ class QuantizedCache(Method):
             q_group_size=group,
             residual_length=self.residual_length,
         )
-        try:  # quanto compiles its kernels when they are first used: find out here, and not behind a long prefill
+
+    def _try(self, new_layer: Callable[[], QuantizedLayer], group: int) -> None:
+        """Code and decode a few zeros: what a backend compiles at its first use fails here, not behind a prefill."""
+        try:
             trial = new_layer()
             rows = torch.zeros(1, 1, 8, group)
             trial.update(rows, rows)
@@ -183,7 +192,6 @@ class QuantizedCache(Method):
                 f"backend {self.backend} of {self.name} does not work here ({reason}): "
                 f"install a C++ compiler, or use another backend"
             ) from error
-        return new_layer
 
 
 def installed(module: str) -> bool:
