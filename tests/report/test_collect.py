@@ -56,6 +56,21 @@ def test_differences_survive_where_the_uncompressed_run_is_nowhere(stages: dict[
     assert all(cell["diff"] is not None for cell in cells)
 
 
+def test_cells_keep_the_bytes_of_their_models_weights(
+    tmp_path: Path, make_samples: Callable[..., list[Row]], write_evaluate: Callable[[Path, list[Row]], Path]
+) -> None:
+    samples = make_samples(("xkv",), (0.5,), (1024,), 4)
+    dense = write_evaluate(tmp_path / "dense", samples)
+    squeezed = write_evaluate(tmp_path / "squeezed", [row | {"model": "squeezed"} for row in samples])
+    written = json.loads((squeezed / "cells.json").read_text())
+    (squeezed / "cells.json").write_text(json.dumps([row | {"weights_nbytes": 77} for row in written]))
+    cells = collect(evaluate_dirs=[dense, squeezed]).cells
+    assert {(cell["model"], cell.get("weights_nbytes")) for cell in cells} == {
+        ("smollm2-135m", None),
+        ("squeezed", 77),
+    }
+
+
 def test_nothing_is_refused() -> None:
     assert "nothing to report" in refused()
 

@@ -183,3 +183,24 @@ def test_bytes(nbytes: float, text: str) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(123.4, "123 s"), (0.0123, "12.3 ms"), (4e-6, "4 µs"), (0.0, "0 µs")])
 def test_seconds(seconds: float, text: str) -> None:
     assert tables.format_seconds(seconds) == text
+
+
+def test_bytes_of_weights_have_a_column_where_models_differ_in_them() -> None:
+    squeezed = [row | {"model": "m-4bit", "weights_nbytes": 2**20} for row in CELLS]
+    dense = [row | {"weights_nbytes": 4 * 2**20} for row in CELLS]
+    table = tables.main_table([*dense, *squeezed])
+    assert table["weights_nbytes"].tolist() == [4 * 2**20] * 2 + [2**20] * 2
+    assert tables.readable(table)["weights"].tolist() == ["4 MiB"] * 2 + ["1 MiB"] * 2
+    assert "weights" not in tables.constants(table)
+    alone = tables.main_table(squeezed)
+    assert "weights" not in tables.readable(alone)
+    assert "weights 1 MiB" in tables.constants(alone)
+    assert "weights_nbytes" not in tables.main_table(CELLS)
+    mixed = tables.main_table([*CELLS, *squeezed])  # results from before weights were counted have none
+    assert tables.readable(mixed)["weights"].tolist() == ["", "", "1 MiB", "1 MiB"]
+
+
+def test_bytes_of_weights_stand_beside_times() -> None:
+    rows = [timing("full", 1024, 0.1, model=model, weights_nbytes=size) for model, size in (("a", 2048), ("b", 1024))]
+    assert tables.readable(tables.latency_table(rows))["weights"].tolist() == ["2 KiB", "1 KiB"]
+    assert "weights_nbytes" not in tables.latency_table([timing("full", 1024, 0.1)])

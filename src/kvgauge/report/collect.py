@@ -75,7 +75,9 @@ def collect(
         cells = summarise(samples)
     except ValueError as error:
         raise UserError(f"the samples in {_listed(evaluated)} cannot be summarised: {error}") from error
-    _keep_differences(cells, [row for _, _, written in results for row in written])
+    written = [row for _, _, rows in results for row in rows]
+    _keep_differences(cells, written)
+    _keep_weights(cells, written)
     return Measurements(
         samples=samples,
         cells=cells,
@@ -144,6 +146,16 @@ def _keep_differences(cells: Iterable[Row], written: Iterable[Row]) -> None:
     for cell in cells:
         if cell["diff"] is None and _identity(cell) in known:
             cell.update({name: known[_identity(cell)].get(name) for name in DIFFERENCE_KEYS})
+
+
+def _keep_weights(cells: Iterable[Row], written: Iterable[Row]) -> None:
+    """Fill in the bytes of the weights, which samples do not know; results from before they were counted have none."""
+    names = ("model", "compress_at", "cell")
+    known = {tuple(row[name] for name in names): row["weights_nbytes"] for row in written if "weights_nbytes" in row}
+    for cell in cells:
+        setting = tuple(cell[name] for name in names)
+        if setting in known:
+            cell["weights_nbytes"] = known[setting]
 
 
 def _identity(cell: Row) -> tuple[Any, ...]:

@@ -16,6 +16,7 @@ from kvgauge.evaluation.statistics import format_interval
 
 Row = dict[str, Any]
 
+WEIGHTS = "weights_nbytes"  # of the model: read in every step, and smaller where they are quantised
 SETTING = ["cell", "method", "budget", "model", "compress_at", "length"]
 TIMES = {"ttft_s": "TTFT", "tpot_median_s": "TPOT", "tpot_p95_s": "TPOT p95"}
 LATENCY_IN_MAIN = ["ttft_s", "tpot_median_s", "tokens_per_s", "tpot_over_static", "tpot_over_dynamic"]
@@ -28,6 +29,7 @@ TITLES = {
     "tokens_per_s": "tokens/s",
     "peak_bytes": "peak memory",
     "nbytes": "cache",
+    WEIGHTS: "weights",
     "tpot_over_static": "TPOT / static",
     "tpot_over_dynamic": "TPOT / dynamic",
     "ttft_over_static": "TTFT / static",
@@ -51,7 +53,7 @@ TITLES = {
     "diff_context": "diff, unseen",
     "diff_prompt": "diff, seen",
 } | TIMES
-DROPPED_IF_CONSTANT = ["model", "compress_at", "length", "batch", "context_length", "method"]
+DROPPED_IF_CONSTANT = ["model", "compress_at", "length", "batch", "context_length", "method", WEIGHTS]
 
 
 def main_table(cells: Sequence[Row], latency: Sequence[Row] = ()) -> pd.DataFrame:
@@ -60,6 +62,8 @@ def main_table(cells: Sequence[Row], latency: Sequence[Row] = ()) -> pd.DataFram
     Args:
         cells: rows as `kvgauge.evaluation.statistics.summarise` makes them.
         latency: rows of the latency stage; the longest context and the smallest batch measured for a cell are shown.
+
+    Bytes of the model's weights have a column where the cells know them.
 
     Returns:
         Numbers, unrounded. A task's mean stands in the column of its name, the interval in ``<task>_low`` and
@@ -72,12 +76,15 @@ def main_table(cells: Sequence[Row], latency: Sequence[Row] = ()) -> pd.DataFram
     for cell in cells:
         row = rows.setdefault(tuple(cell[name] for name in SETTING), {name: cell[name] for name in SETTING})
         if cell["task"] == "all":
-            row |= {name: cell[name] for name in ("n", "bytes_ratio", "fixed_nbytes")}
+            row |= {name: cell[name] for name in ("n", "bytes_ratio", "fixed_nbytes")} | {WEIGHTS: cell.get(WEIGHTS)}
             row |= {name: cell[name] for name in ("diff", "diff_low", "diff_high", "p_value", "detectable")}
         row |= {cell["task"]: cell["mean"], f"{cell['task']}_low": cell["low"], f"{cell['task']}_high": cell["high"]}
     order = [*SETTING, "n", "bytes_ratio", "fixed_nbytes", *_interval_columns("all"), *_interval_columns("diff")]
     order += ["p_value", "detectable", *(name for task in tasks for name in _interval_columns(task))]
-    table = pd.DataFrame(list(rows.values())).reindex(columns=order)
+    table = pd.DataFrame(list(rows.values()))
+    if table.get(WEIGHTS) is not None and table[WEIGHTS].notna().any():
+        order.insert(order.index("fixed_nbytes") + 1, WEIGHTS)
+    table = table.reindex(columns=order)
     return _with_latency(table, latency) if latency else table
 
 
@@ -89,6 +96,7 @@ def latency_table(latency: Sequence[Row]) -> pd.DataFrame:
     keys = [name for name in LATENCY_KEY if name in frame]
     numbers = [*TIMES, "tokens_per_s", "nbytes", "peak_bytes", "tpot_over_static", "tpot_over_dynamic"]
     numbers.append("ttft_over_static")
+    numbers += [name for name in (WEIGHTS,) if name in frame]
     frame[["budget", *numbers]] = frame[["budget", *numbers]].apply(pd.to_numeric)
     return frame.groupby(keys, dropna=False, as_index=False)[numbers].median()
 
@@ -245,7 +253,7 @@ def _formatted(name: str, value: Any) -> str:
         return value
     if name in TIMES:
         return format_seconds(float(value))
-    if name in ("nbytes", "fixed_nbytes", "peak_bytes"):
+    if name in ("nbytes", "fixed_nbytes", "peak_bytes", WEIGHTS):
         return format_bytes(float(value))
     if name in ("n", "length", "batch", "context_length", "timed_at"):
         return f"{int(value):,}"
