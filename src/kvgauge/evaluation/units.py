@@ -124,8 +124,14 @@ def make_units(samples: Sequence[Sample], encoder: Encoder, batch_size: int = 1,
     if batch_size == 1:
         return [Unit((sample,), False, (key,)) for sample, key in zip(samples, alone, strict=True)]
     sizes = [(prompt.context.shape[1], prompt.question.shape[1]) for prompt, _ in measured]
-    # Long contexts first: what does not fit in memory fails at once, and the last units to end are the short ones.
-    order = sorted(range(len(samples)), key=lambda index: (*sizes[index], samples[index].id), reverse=True)
+    classes = _size_classes([context for context, _ in sizes])
+    # A batch decodes until its longest answer ends, and how long answers are is a matter of the task: of contexts that
+    # are about as long, those of a task go together. Long contexts first: what does not fit in memory fails at once,
+    # and the last units to end are the short ones.
+    order = sorted(
+        range(len(samples)),
+        key=lambda index: (classes[index], samples[index].task, [-size for size in sizes[index]], samples[index].id),
+    )
     units = []
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
@@ -135,6 +141,18 @@ def make_units(samples: Sequence[Sample], encoder: Encoder, batch_size: int = 1,
         keys = tuple(sample_key(samples[index], encoder, batch=batch, cut=measured[index][1]) for index in chosen)
         units.append(Unit(together, False, keys))
     return units
+
+
+def _size_classes(sizes: Sequence[int]) -> list[int]:
+    """For each size its class, 0 for the largest: the smallest of a class is at most a fifth below its largest."""
+    classes: dict[int, int] = {}
+    largest = None
+    for size in sorted(set(sizes), reverse=True):
+        if largest is None or size < 0.8 * largest:
+            largest = size
+        classes[size] = largest
+    ranks = {largest: rank for rank, largest in enumerate(sorted(set(classes.values()), reverse=True))}
+    return [ranks[classes[size]] for size in sizes]
 
 
 def _conversations(samples: Sequence[Sample], encoder: Encoder, turns: int) -> list[Unit]:
