@@ -96,6 +96,14 @@ class LayerCache(CacheLayerMixin):
         """
         raise UserError(f"{type(self).__name__} cannot be cropped after compression: start a new cache")
 
+    def reversible_tokens(self) -> int:
+        """How many tokens can follow in one forward pass and be cropped again.
+
+        The layer then answers, and is left, as if those that remain had come one by one and the others never. 0 where
+        that is not sure.
+        """
+        return 0
+
     # -- the contract with transformers --------------------------------------------------------------------------
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -302,6 +310,10 @@ class KVCache(Cache):
         waiting = self.context_length is not None and not self.compressed
         if waiting and index == len(self.layers) - 1 and self.get_seq_length() >= self.context_length:
             self.compress()
+
+    def reversible_tokens(self) -> int:
+        """See `LayerCache.reversible_tokens`; what every layer of the compressed cache can."""
+        return min(layer.reversible_tokens() for layer in self.layers) if self.compressed else 0
 
     # -- measures ------------------------------------------------------------------------------------------------
 

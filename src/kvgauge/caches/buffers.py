@@ -103,6 +103,9 @@ class GrowingBuffer(RowBuffer):
         """Keep the first `tokens` rows."""
         self.length = min(self.length, tokens)
 
+    def room(self) -> int:
+        return 0 if self._storage is None else self._capacity - self.length
+
     def drop_front(self, tokens: int) -> Tensor:
         """Remove the first `tokens` rows and return a copy of them."""
         gone = self.view()[..., :tokens, :].clone()

@@ -231,6 +231,13 @@ class CrossLayerLayer(TailedLayer):
         if self.first_columns is not None:
             self.first_columns = select(self.first_columns)
 
+    def reversible_tokens(self) -> int:
+        settings = self.group.settings
+        if settings.selection is not None:
+            return 0  # one query chooses its chunks, several see the whole context
+        room = super().reversible_tokens()
+        return room if settings.fold_every is None else min(room, settings.fold_every - 1 - len(self.tail_keys))
+
     def crop_compressed(self, tokens: int) -> None:
         sinks, stored = self.sinks.cut, len(self.group.keys)
         if tokens < sinks + stored:

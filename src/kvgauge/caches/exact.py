@@ -66,6 +66,9 @@ class ExactLayer(LayerCache):
     def buffers(self) -> Sequence[GrowingBuffer]:
         return (self.keys_buffer, self.values_buffer)
 
+    def reversible_tokens(self) -> int:
+        return min(buffer.room() for buffer in self.buffers())
+
     def crop_compressed(self, tokens: int) -> None:
         self.keys_buffer.crop(tokens)
         self.values_buffer.crop(tokens)

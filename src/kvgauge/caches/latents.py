@@ -166,6 +166,12 @@ class LatentLayer(LayerCache):
         super().map_batch(select)
         self.sinks.map_columns(select)
 
+    def reversible_tokens(self) -> int:
+        if not self.window:
+            return min(self.latent_keys.room(), self.latent_values.room())
+        surplus = len(self.recent_keys) - self.window
+        return min(self.recent_keys.room(), self.recent_values.room(), max(0, GROWTH_STEP - 1 - surplus))
+
     def crop_compressed(self, tokens: int) -> None:
         sinks = self.sinks.cut
         recent = tokens - sinks - len(self.latent_keys)

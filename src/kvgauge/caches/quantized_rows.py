@@ -137,6 +137,9 @@ class TokenQuantizedRows(QuantizedRows):
         self.codes.crop(tokens)
         self.parameters.crop(tokens)
 
+    def room(self) -> int:
+        return min(self.codes.room(), self.parameters.room())
+
     def channel_scale(self, dtype: torch.dtype) -> Tensor | None:
         return self.balances.view().to(dtype) if len(self.balances) else None
 
@@ -219,6 +222,9 @@ class ChannelQuantizedRows(QuantizedRows):
             )
         self.codes.crop(tokens)
         self.parameters.crop((tokens + self.missing) // self.group)
+
+    def room(self) -> int:
+        return min(self.residual.room(), self.group - 1 - len(self.residual))
 
     def write(self, start: int, stop: int, out: Tensor) -> None:
         quantized = len(self.codes)

@@ -52,6 +52,10 @@ class RowBuffer(ABC):
             UserError: rows that share something cannot be taken apart there.
         """
 
+    def room(self) -> int:
+        """Rows that `append` can add and `crop` take back without a trace, 0 where that is not sure."""
+        return 0
+
     @abstractmethod
     def map_batch(self, select: Callable[[Tensor], Tensor]) -> None:
         """Apply `select` to everything stored: reorder, repeat or pick sequences of the batch."""

@@ -53,6 +53,9 @@ class HalfRows(BlockwiseRows):
     def crop(self, tokens: int) -> None:
         self.stored.crop(tokens)
 
+    def room(self) -> int:
+        return self.stored.room()
+
     def map_batch(self, select: Callable[[Tensor], Tensor]) -> None:
         self.stored.map_batch(select)
 

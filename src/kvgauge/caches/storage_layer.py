@@ -67,6 +67,9 @@ class StoredLayer(LayerCache):
     def buffers(self) -> Sequence[RowBuffer]:
         return (self.keys_buffer, self.values_buffer)
 
+    def reversible_tokens(self) -> int:
+        return min(buffer.room() for buffer in self.buffers())
+
     def crop_compressed(self, tokens: int) -> None:
         self.keys_buffer.crop(tokens)
         self.values_buffer.crop(tokens)

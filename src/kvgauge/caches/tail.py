@@ -47,6 +47,9 @@ class TailedLayer(LayerCache):
     def attend_compressed(self, query: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
         return segmented_attention(query, [self.context_segment(), *self.tail_segments()], attention_mask, scaling)
 
+    def reversible_tokens(self) -> int:
+        return min(self.tail_keys.room(), self.tail_values.room())
+
     def tail_nbytes(self) -> int:
         return self.tail_keys.nbytes() + self.tail_values.nbytes()
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvgauge.caches.base import KVCache
 from kvgauge.evaluation.decoding import greedy_batch, prefill, stop_tokens
+from kvgauge.evaluation.drafting import Drafts, greedy_drafted
 from kvgauge.evaluation.panel import Cell
 from kvgauge.evaluation.prompting import Batch
 from kvgauge.methods.full import Full
@@ -73,12 +74,22 @@ class Answerer:
 
     Args:
         model, tokenizer: from `kvgauge.load_model`.
+        draft_tokens: the most tokens of a draft that are checked at once, see `kvgauge.evaluation.drafting`; 0 decodes
+            token by token, and so do batches and conversations.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, draft_tokens: int = 0
+    ) -> None:
+        self.model, self.tokenizer, self.draft_tokens = model, tokenizer, draft_tokens
         self.stop = stop_tokens(model, tokenizer)
         self.full = Full()
+
+    def drafts(self, batch: Batch) -> Drafts | None:
+        """Where drafts of a batch's answers come from; None where there are none."""
+        if not self.draft_tokens or batch.size > 1 or len(batch.max_new_tokens) > 1:
+            return None
+        return Drafts(self.draft_tokens, [*batch.context[0].tolist(), *batch.question[0].tolist()])
 
     def exact_prefill(self, batch: Batch) -> ExactPrefill:
         """The exact cache of the batch's contexts."""
@@ -95,13 +106,16 @@ class Answerer:
         exact.upto = "prompt"
         exact.seconds += self._now() - start
 
-    def answer(self, cell: Cell, batch: Batch, exact: ExactPrefill | None) -> list[list[Answer]]:
+    def answer(
+        self, cell: Cell, batch: Batch, exact: ExactPrefill | None, drafts: Drafts | None = None
+    ) -> list[list[Answer]]:
         """The answers of a cell: for each sequence of the batch one per turn.
 
         Args:
             cell: whose cache is built.
             batch: the prompts.
             exact: of this batch, up to the cell's moment of compression; None lets the cell prefill by itself.
+            drafts: of this batch; they learn the answer.
 
         Raises:
             RuntimeError: the cell claims a budget below 1 and did not compress.
@@ -140,7 +154,11 @@ class Answerer:
                 logits = prefill(model, self._ids(ids), cache)
                 seconds = {"prefill": 0.0, "compress": 0.0, "question": self._now() - start}
             start, before = self._now(), cache.get_seq_length()
-            tokens = greedy_batch(model, logits, cache, limits, self.stop, mask)
+            if drafts is not None:
+                tokens = [greedy_drafted(model, logits, cache, limits[0], self.stop, drafts)]
+                drafts.answers.append(tokens[0])
+            else:
+                tokens = greedy_batch(model, logits, cache, limits, self.stop, mask)
             seconds["decode"] = self._now() - start
             unread = tokens[0][cache.get_seq_length() - before :]
             end = _share(cache.nbytes(), batch.size)

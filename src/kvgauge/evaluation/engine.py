@@ -65,16 +65,17 @@ class Engine:
         if not waiting:
             return
         batch, cut = self.encoder.batch(unit)
+        drafts = self.answerer.drafts(batch)
         exact: ExactPrefill | None = None
         for cell in waiting:
             if not missing(unit, [cell], self.store):
                 continue  # another run has stored it meanwhile
             if cell.method.exact_prefill:
                 exact = self._exact(exact, cell, batch)
-                answers = self.answerer.answer(cell, batch, exact)
+                answers = self.answerer.answer(cell, batch, exact, drafts)
             else:
                 exact = None  # its memory is free before a streaming method prefills
-                answers = self.answerer.answer(cell, batch, None)
+                answers = self.answerer.answer(cell, batch, None, drafts)
             flat = answers[0] if unit.conversation else [turns[0] for turns in answers]
             for sample, key, answer, tokens_cut in zip(unit.samples, unit.keys, flat, cut, strict=True):
                 record = dataclasses.asdict(answer) | {"truncated_tokens": tokens_cut}

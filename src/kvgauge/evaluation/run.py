@@ -51,6 +51,7 @@ class Plan:
         config: identity of the results.
         directory: where they go.
         store: where answers are kept.
+        draft_tokens: the most tokens of a draft that are checked at once.
     """
 
     model: PreTrainedModel
@@ -64,6 +65,7 @@ class Plan:
     config: dict[str, Any]
     directory: Path
     store: AnswerStore
+    draft_tokens: int = 0
 
     @property
     def all_cells(self) -> list[Cell]:
@@ -143,7 +145,10 @@ def make_plan(
     prompts_config = provenance.prompts_config(cfg, tokenizer)
     prompts = artifacts.find(cfg.artifacts, "prompts", prompts_config, "python -m pipelines.prepare")
     samples = with_turns(cfg.benchmark.name, read_samples(prompts), cfg.turns)
+    # Both change the order of floating-point sums, and with it, once in a while, a token.
     more: dict[str, Any] = {"batch_size": cfg.batch_size} if cfg.batch_size > 1 else {}
+    if draft_tokens(cfg):
+        more["draft_tokens"] = cfg.draft_tokens
     panel = cells(cfg, model, tokenizer, chosen, **more)
     baseline = None
     if cfg.baseline and all(cell.label != BASELINE for cell in panel):
@@ -163,8 +168,33 @@ def make_plan(
     # A store of the run's own lets processes meet there, and is gone afterwards.
     root = Path(cfg.artifacts) / "answers" if cfg.store else directory / ".answers"
     return Plan(
-        model, tokenizer, encoder, samples, units, panel, baseline, scorer, config, directory, AnswerStore(root)
+        model,
+        tokenizer,
+        encoder,
+        samples,
+        units,
+        panel,
+        baseline,
+        scorer,
+        config,
+        directory,
+        AnswerStore(root),
+        draft_tokens(cfg),
     )
+
+
+def draft_tokens(cfg: DictConfig) -> int:
+    """The most tokens of a draft that are checked at once.
+
+    Raises:
+        UserError: a number below 0, or drafts for batches or conversations.
+    """
+    tokens = int(cfg.draft_tokens)
+    if tokens < 0:
+        raise UserError(f"draft_tokens is {tokens}: set it to 0 (no drafts) or more")
+    if tokens and (cfg.batch_size > 1 or cfg.turns > 1):
+        raise UserError("drafts are for one prompt at a time: set draft_tokens=0, or batch_size=1 and turns=1")
+    return tokens
 
 
 def answer(plan: Plan, units: Sequence[Unit], show: bool = True) -> None:
@@ -173,7 +203,8 @@ def answer(plan: Plan, units: Sequence[Unit], show: bool = True) -> None:
     for cell in plan.all_cells:
         plan.store.describe(cell.fingerprint, cell.config)
     with Progress(plan.all_cells, todo, plan.scorer, show) as progress:
-        Engine(Answerer(plan.model, plan.tokenizer), plan.encoder, plan.all_cells, plan.store, progress).run(units)
+        answerer = Answerer(plan.model, plan.tokenizer, plan.draft_tokens)
+        Engine(answerer, plan.encoder, plan.all_cells, plan.store, progress).run(units)
 
 
 def write(plan: Plan, cfg: DictConfig) -> None:
