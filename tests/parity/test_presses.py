@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import kvgauge
+from kvgauge.caches.layer_inputs import LayerInputs
 from kvgauge.models.facts import attention_modules, full_nbytes, model_facts
 
 PRESSES = kvgauge.list_methods("kvpress")
@@ -94,7 +95,7 @@ def test_measured_bytes_keep_to_the_budget(name, budget, tiny, tokens):
         if isinstance(tensor, torch.Tensor)
     }
     assert sum(held.values()) == cache.nbytes()
-    assert all(layer.input is None for layer in cache.layers)
+    assert cache.inputs is None
 
 
 @pytest.mark.parametrize("name", MASK)
@@ -191,7 +192,7 @@ def test_nothing_is_left_behind_in_the_model(name, tiny, tokens):
     cache = kvgauge.build_method(name).new_cache(model)
     with torch.no_grad():
         model(tokens(1, 30), past_key_values=other)  # somebody else's pass is none of the press's business
-        assert all(layer.input is None for layer in cache.layers)
+        assert cache.inputs is None or all(known is None for known in cache.inputs.layers)
         model(tokens(1, CONTEXT), past_key_values=cache)
         cache.compress()
     assert [len(module._forward_pre_hooks) for module in modules] == hooks
@@ -260,3 +261,29 @@ def test_a_synthetic_prefill_is_refused(tiny):
         layer.update(states, states)
     with pytest.raises(kvgauge.UserError, match="prefill=real"):
         cache.compress()
+
+
+@pytest.mark.parametrize("name", [*FREE, *MASK])
+def test_one_prefill_serves_all(name, tiny, tokens):
+    """A press that adopts an exact prefill prunes as one that has seen its own."""
+    model, ids, question = tiny("tiny/llama"), tokens(1, CONTEXT), tokens(1, 7, seed=4)
+    settings = {"key_channel_compression_ratio": 0.5} if name == "kvpress/think" else {"compression_ratio": 0.5}
+    method = kvgauge.build_method(name, **settings)
+    own = prefilled(method, model, ids, chunk=40)
+    exact = kvgauge.build_method("full").new_cache(model)
+    with pytest.raises(kvgauge.UserError, match="sees more of the prefill"):
+        method.new_cache(model).adopt(exact)
+    exact.inputs = LayerInputs(model, exact)
+    with torch.no_grad():
+        for part in ids.split(40, dim=1):
+            model(part, past_key_values=exact)
+    for _ in range(2):  # what is shared is left as it was
+        cache = method.new_cache(model)
+        cache.adopt(exact)
+        cache.compress()
+        assert cache.nbytes_by_part() == own.nbytes_by_part()
+        for mine, theirs in zip(cache.layers, own.layers, strict=True):
+            torch.testing.assert_close(mine.keys_buffer.view(), theirs.keys_buffer.view(), rtol=0, atol=0)
+            assert (mine.kept is None) == (theirs.kept is None)
+            assert mine.kept is None or torch.equal(mine.kept, theirs.kept)
+    torch.testing.assert_close(asked(model, cache, question), asked(model, own, question), rtol=0, atol=0)

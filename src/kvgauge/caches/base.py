@@ -14,6 +14,7 @@ import time
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -24,6 +25,9 @@ from kvgauge.caches.attention import exact_attention
 from kvgauge.caches.buffers import GrowingBuffer
 from kvgauge.caches.rows import RowBuffer
 from kvgauge.errors import UserError
+
+if TYPE_CHECKING:
+    from kvgauge.caches.layer_inputs import LayerInputs
 
 
 class LayerCache(CacheLayerMixin):
@@ -216,6 +220,7 @@ class KVCache(Cache):
         self.context_length = context_length
         self.valid: Tensor | None = None  # (batch, tokens): False on padding; None while nothing is padded
         self.positions: Tensor | None = None  # (batch or 1, tokens): the positions that the model used
+        self.inputs: LayerInputs | None = None  # for those who adopt this cache and look at more than keys and values
         self.compressed_tokens = 0
         self.compress_seconds = 0.0  # wall time of the compression: part of the time to first token
         for index, layer in enumerate(layers):

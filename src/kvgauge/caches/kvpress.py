@@ -22,13 +22,12 @@ from transformers.utils import logging
 from kvgauge.caches.attention import causal_mask, exact_attention
 from kvgauge.caches.base import KVCache, LayerCache
 from kvgauge.caches.buffers import GrowingBuffer
+from kvgauge.caches.layer_inputs import LayerInputs
 from kvgauge.errors import UserError
 from kvgauge.models.facts import attention_modules, full_nbytes
 from kvgauge.models.rotary import Rotary
 
 BUDGET_TOLERANCE = 1.02  # measured bytes over the budget: presses work in whole tokens or chunks
-
-LayerInput = tuple[Tensor, Tensor, Tensor]  # hidden states (batch, tokens, D); cosines and sines (…, tokens, head_dim)
 
 
 class PressedLayer(LayerCache):
@@ -37,22 +36,13 @@ class PressedLayer(LayerCache):
     def __init__(self) -> None:
         super().__init__()
         self.keys_buffer, self.values_buffer = GrowingBuffer(), GrowingBuffer()
-        self.input: LayerInput | None = None
         self.kept: Tensor | None = None  # (batch, num_key_value_heads, context entries), False where a press masks
         self.context_tokens = self.context_entries = 0
-
-    def record(self, new: LayerInput) -> None:
-        """Remember what the attention module was given for further tokens."""
-        if self.input is not None:
-            (hidden, cos, sin), (more, more_cos, more_sin) = self.input, new
-            new = (torch.cat([hidden, more], dim=1), _joined(cos, more_cos), _joined(sin, more_sin))
-        self.input = new
 
     def store(self, keys: Tensor, values: Tensor) -> None:
         self.context_tokens, self.context_entries = self.logical_length, keys.shape[2]
         self.keys_buffer.set(keys)
         self.values_buffer.set(values)
-        self.input = None
 
     def append(self, keys: Tensor, values: Tensor) -> None:
         self.keys_buffer.append(keys)
@@ -108,11 +98,8 @@ class PressedLayer(LayerCache):
     def buffers(self) -> Sequence[GrowingBuffer]:
         return (self.keys_buffer, self.values_buffer)
 
-    def crop(self, tokens_to_remove: int) -> None:
-        super().crop(tokens_to_remove)
-        if self.input is not None:
-            hidden, *angles = (part[:, : self.logical_length] for part in self.input)
-            self.input = (hidden, angles[0], angles[1])
+    def reversible_tokens(self) -> int:
+        return min(buffer.room() for buffer in self.buffers())
 
     def crop_compressed(self, tokens: int) -> None:
         if tokens < self.context_tokens:
@@ -123,20 +110,11 @@ class PressedLayer(LayerCache):
     def map_batch(self, select: Callable[[Tensor], Tensor]) -> None:
         super().map_batch(select)
         self.kept = None if self.kept is None else select(self.kept)
-        if self.input is not None:
-            hidden, *angles = self.input
-            angles = [select(part) if part.shape[0] > 1 else part for part in angles]
-            self.input = (select(hidden), angles[0], angles[1])
 
     def reset(self) -> None:
         super().reset()
-        self.input = self.kept = None
+        self.kept = None
         self.context_tokens = self.context_entries = 0
-
-
-def _joined(first: Tensor, second: Tensor) -> Tensor:
-    rows = max(first.shape[0], second.shape[0])
-    return torch.cat([first.expand(rows, -1, -1), second.expand(rows, -1, -1)], dim=1)
 
 
 class PressedCache(KVCache):
@@ -176,36 +154,29 @@ class PressedCache(KVCache):
 
     def _watch(self) -> None:
         """Keep what the attention modules are given by passes that fill this cache, until it is compressed or gone."""
+        self.inputs = None if self.press is None else LayerInputs(self.model, self)
         mine = weakref.ref(self)
 
-        def filled(kwargs: dict[str, Any]) -> PressedCache | None:
-            cache = mine()
-            return cache if cache is not None and cache is kwargs.get("past_key_values") else None
-
-        def record(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-            if (cache := filled(kwargs)) is not None:
-                layer: Any = cache.layers[module.layer_idx]
-                layer.record((kwargs["hidden_states"], *kwargs["position_embeddings"]))
-
         def remember(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-            if (cache := filled(kwargs)) is not None:
+            cache = mine()
+            if cache is not None and cache is kwargs.get("past_key_values"):
                 cache.ids.append(kwargs["input_ids"])
 
         handles = []
-        if self.press is not None:
-            modules = attention_modules(self.model)
-            handles = [module.register_forward_pre_hook(record, with_kwargs=True) for module in modules]
         if self.replays:
             handles.append(self.model.get_decoder().register_forward_pre_hook(remember, with_kwargs=True))
         self._unwatch = weakref.finalize(self, _remove, handles)
 
     def observe(self, query: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None) -> None:
         super().observe(query, attention_mask, position_ids)
+        self._refuse(query.shape[0])
+
+    def _refuse(self, batch: int) -> None:
         if self.press is None:
             return
         if self.valid is not None and not bool(self.valid.all()):
             raise UserError(f"{self.name} knows no padding: run prompts of different lengths with batch_size=1")
-        if self.one_sequence and query.shape[0] > 1 and not self.compressed:
+        if self.one_sequence and batch > 1 and not self.compressed:
             raise UserError(f"{self.name} does not prune the sequences of a batch one by one: use batch_size=1")
 
     # -- compression ---------------------------------------------------------------------------------------------
@@ -215,6 +186,8 @@ class PressedCache(KVCache):
         if self.press is None:
             super().compress_layers()
             return
+        assert self.inputs is not None
+        self.inputs.stop()
         modules = attention_modules(self.model)
         try:
             with _prepared(self.model, modules), _quiet(), torch.random.fork_rng():
@@ -230,13 +203,16 @@ class PressedCache(KVCache):
             raise UserError(
                 f"{self.name} failed with {describe(error)}: change its parameters or the prompt"
             ) from error
+        self.inputs = None
         self._check()
 
     def _press(self, layer: Any, module: nn.Module) -> None:
-        if layer.input is None:
+        assert self.inputs is not None
+        known_input = self.inputs.layers[layer.index]
+        if known_input is None:
             raise UserError(f"{self.name} needs what the model computes of a prompt: latency.prefill=real gives it one")
         keys, values = layer.exact_keys.view(), layer.exact_values.view()
-        hidden, cos, sin = layer.input
+        hidden, cos, sin = known_input
         held = SimpleNamespace(keys=keys, values=values)
         tokens = layer.logical_length
         known = {
@@ -251,6 +227,7 @@ class PressedCache(KVCache):
             # Queries keep counting the tokens of the context: the entries move up to stand right before them.
             offset = torch.tensor([[tokens - held.keys.shape[2]]], device=keys.device)
             held.keys = Rotary(self.model).shift(held.keys, offset)
+        self.inputs.layers[layer.index] = None
         self._take(layer, module, held)
 
     def _replay(self, modules: Sequence[nn.Module]) -> None:
@@ -294,19 +271,29 @@ class PressedCache(KVCache):
     def _map_records(self, select: Callable[[Tensor], Tensor]) -> None:
         super()._map_records(select)
         self.ids = [select(ids) for ids in self.ids]
+        if self.inputs is not None:
+            self.inputs.map_batch(select)
 
     def crop(self, tokens_to_remove: int) -> None:
         super().crop(tokens_to_remove)
         if self.ids and tokens_to_remove:
             self.ids = [torch.cat(self.ids, dim=1)[:, : self.get_seq_length()]]
+        if self.inputs is not None:
+            self.inputs.crop(self.get_seq_length())
 
     def adopt(self, source: KVCache) -> None:
-        """Refused: a press needs what the attention modules were given.
+        """As `KVCache.adopt`, with what the attention modules were given, which the source must have kept.
 
         Raises:
-            UserError: always.
+            UserError: the source kept no inputs, or the press runs passes of its own.
         """
-        raise UserError(f"{self.name} sees more of the prefill than keys and values: it adopts no other's")
+        if self.inputs is not None and (source.inputs is None or self.replays):
+            raise UserError(f"{self.name} sees more of the prefill than keys and values: it cannot adopt this one")
+        super().adopt(source)
+        if self.inputs is not None:
+            assert source.inputs is not None
+            self.inputs.share(source.inputs)
+        self._refuse(source.layers[0].dense()[0].shape[0])
 
     def reset(self) -> None:
         super().reset()

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvgauge.caches.base import KVCache
+from kvgauge.caches.layer_inputs import LayerInputs
 from kvgauge.evaluation.decoding import greedy_batch, prefill, stop_tokens
 from kvgauge.evaluation.drafting import Drafts, greedy_drafted
 from kvgauge.evaluation.panel import Cell
@@ -91,9 +92,15 @@ class Answerer:
             return None
         return Drafts(self.draft_tokens, [*batch.context[0].tolist(), *batch.question[0].tolist()])
 
-    def exact_prefill(self, batch: Batch) -> ExactPrefill:
-        """The exact cache of the batch's contexts."""
+    def exact_prefill(self, batch: Batch, inputs: bool = False) -> ExactPrefill:
+        """The exact cache of the batch's contexts.
+
+        Args:
+            batch: the prompts.
+            inputs: keep what the attention modules are given, for cells whose methods see it.
+        """
         cache = self.full.new_cache(self.model)
+        cache.inputs = LayerInputs(self.model, cache) if inputs else None
         start = self._now()
         logits = prefill(self.model, self._ids(batch.context), cache, mask=self._mask(batch.context_mask))
         return ExactPrefill(cache, logits, "context", self._now() - start)

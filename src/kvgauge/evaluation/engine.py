@@ -67,11 +67,12 @@ class Engine:
         batch, cut = self.encoder.batch(unit)
         drafts = self.answerer.drafts(batch)
         exact: ExactPrefill | None = None
+        inputs = any(cell.method.exact_prefill and cell.method.sees_inputs for cell in waiting)
         for cell in waiting:
             if not missing(unit, [cell], self.store):
                 continue  # another run has stored it meanwhile
             if cell.method.exact_prefill:
-                exact = self._exact(exact, cell, batch)
+                exact = self._exact(exact, cell, batch, inputs)
                 answers = self.answerer.answer(cell, batch, exact, drafts)
             else:
                 exact = None  # its memory is free before a streaming method prefills
@@ -82,9 +83,9 @@ class Engine:
                 self.store.put(cell.fingerprint, key, record)
                 self.watcher.answered(cell, sample, answer.text)
 
-    def _exact(self, exact: ExactPrefill | None, cell: Cell, batch: Batch) -> ExactPrefill:
+    def _exact(self, exact: ExactPrefill | None, cell: Cell, batch: Batch, inputs: bool) -> ExactPrefill:
         if exact is None:
-            exact = self.answerer.exact_prefill(batch)
+            exact = self.answerer.exact_prefill(batch, inputs)
         if exact.upto != cell.compress_at:
             self.answerer.extend(exact, batch)
         return exact

@@ -103,7 +103,7 @@ class KVGaugeLM(HFLM):
             mask: (batch, tokens), False on padding; None where nothing is padded.
         """
         cache = self.method.new_cache(self.model, self.fitted)
-        if self.method.exact_prefill:
+        if self.method.exact_prefill and not self.method.sees_inputs:
             cache.adopt(self._exact_cache(context, mask))
         else:
             cache.expect(context.shape[1])

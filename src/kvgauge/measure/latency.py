@@ -161,7 +161,7 @@ def contender(model: PreTrainedModel, method: Method, fitted: Fitted | None) -> 
         method.budget,
         lambda tokens: method.new_cache(model, fitted),
         compresses=True,
-        exact_prefill=method.exact_prefill,
+        exact_prefill=method.exact_prefill and not method.sees_inputs,
     )
 
 

@@ -42,6 +42,9 @@ class Method(ABC):
     exact_prefill: ClassVar[bool] = True
     """The prefill attends to exact keys and values, so one prefill serves every such method."""
 
+    sees_inputs: ClassVar[bool] = False
+    """Its compression also looks at what the attention modules were given in the prefill (`LayerInputs`)."""
+
     learns: ClassVar[bool] = False
     """`fit` needs moments and returns projections."""
 

@@ -79,7 +79,7 @@ class Pressed(Method):
     name: str
     compression_ratio: float | None = None
 
-    exact_prefill: ClassVar[bool] = False
+    sees_inputs: ClassVar[bool] = True
     press_class: ClassVar[type[Any]]
 
     def __post_init__(self) -> None:
@@ -218,7 +218,8 @@ def method_class(name: str) -> Any:
     ]
     named = ("name", str, dataclasses.field(default=GROUP + name))
     doc = f"`{cls.__name__}` of kvpress, see there."
-    space = {"press_class": cls, "__module__": __name__, "__doc__": doc}
+    replays = any(base.__name__ in REPLAYING for base in cls.__mro__)
+    space = {"press_class": cls, "exact_prefill": not replays, "__module__": __name__, "__doc__": doc}
     return dataclasses.make_dataclass(
         cls.__name__, [named, *own], bases=(Pressed,), frozen=True, kw_only=True, namespace=space
     )
