@@ -21,8 +21,6 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
-from kvgauge.caches.attention import exact_attention
-from kvgauge.caches.buffers import GrowingBuffer
 from kvgauge.caches.rows import RowBuffer
 from kvgauge.errors import UserError
 
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class LayerCache(CacheLayerMixin):
-    """The cache of one layer: exact until `compress`, then whatever the subclass stores.
+    """The cache of one layer.
 
     `update` returns the layer itself in the place of the keys; the attention function then calls `attend`.
     """
@@ -42,41 +40,40 @@ class LayerCache(CacheLayerMixin):
         super().__init__()
         self.cache: KVCache | None = None  # set by the KVCache that holds the layer
         self.index = 0
-        self.exact_keys = GrowingBuffer()
-        self.exact_values = GrowingBuffer()
         self.compressed = False
         self.logical_length = 0
 
-    # -- what a subclass stores ----------------------------------------------------------------------------------
+    # -- what a subclass does ------------------------------------------------------------------------------------
 
     @abstractmethod
-    def store(self, keys: Tensor, values: Tensor) -> None:
-        """Take over the exact keys and values of the context; called once, by `compress`.
+    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple:
+        """Take in the keys and values of new tokens, (batch, num_key_value_heads, tokens, head_dim), post-RoPE."""
 
-        Args:
-            keys, values: (batch, num_key_value_heads, tokens, head_dim), post-RoPE. They may share storage with
-                something else: copy what is kept.
+    @abstractmethod
+    def attend(
+        self, query: Tensor, *, attention_mask: Tensor | None, scaling: float, position_ids: Tensor | None
+    ) -> Tensor:
+        """See `kvgauge.caches.attention.Attendable`."""
+
+    @abstractmethod
+    def compress(self) -> None:
+        """Replace the exact keys and values by what the method stores; a second call does nothing."""
+
+    @abstractmethod
+    def nbytes_by_part(self) -> dict[str, int]:
+        """Bytes of the live tensors of all sequences, by what they are for."""
+
+    @abstractmethod
+    def dense(self) -> tuple[Tensor, Tensor]:
+        """(keys, values) as the model would have seen them, shapes as in `update`. For measuring only.
+
+        Raises:
+            UserError: entries no longer stand for single tokens.
         """
 
     @abstractmethod
-    def append(self, keys: Tensor, values: Tensor) -> None:
-        """Add the keys and values of new tokens after compression; shapes as in `store`."""
-
-    @abstractmethod
-    def attend_compressed(self, query: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
-        """The attention output after compression; arguments and result as in `Attendable.attend`."""
-
-    @abstractmethod
-    def compressed_nbytes_by_part(self) -> dict[str, int]:
-        """Bytes of the live tensors of all sequences after compression, by what they are for."""
-
-    @abstractmethod
-    def compressed_dense(self) -> tuple[Tensor, Tensor]:
-        """Keys and values as the compressed layer stands for them; shapes as in `store`. For measuring only."""
-
-    @abstractmethod
     def buffers(self) -> Sequence[RowBuffer]:
-        """Every buffer of the compressed layer whose first dimension is the batch."""
+        """Every buffer whose first dimension is the batch."""
 
     @property
     def valid(self) -> Tensor | None:
@@ -92,14 +89,6 @@ class LayerCache(CacheLayerMixin):
         """Bytes of what serves every sequence alike, e.g. projections."""
         return 0
 
-    def crop_compressed(self, tokens: int) -> None:
-        """Keep the first `tokens` tokens of a compressed layer.
-
-        Raises:
-            UserError: the layer cannot.
-        """
-        raise UserError(f"{type(self).__name__} cannot be cropped after compression: start a new cache")
-
     def reversible_tokens(self) -> int:
         """How many tokens can follow in one forward pass and be cropped again.
 
@@ -114,54 +103,6 @@ class LayerCache(CacheLayerMixin):
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        self.logical_length += key_states.shape[-2]
-        if self.compressed:
-            self.append(key_states, value_states)
-        else:
-            self.exact_keys.append(key_states)
-            self.exact_values.append(value_states)
-        return self, self
-
-    def attend(
-        self, query: Tensor, *, attention_mask: Tensor | None, scaling: float, position_ids: Tensor | None
-    ) -> Tensor:
-        """See `kvgauge.caches.attention.Attendable`."""
-        assert self.cache is not None
-        if self.index == 0:
-            self.cache.observe(query, attention_mask, position_ids)
-        if self.compressed:
-            output = self.attend_compressed(query, attention_mask, scaling)
-        else:
-            output = self.attend_exact(query, attention_mask, scaling)
-        self.cache.layer_done(self.index)
-        return output
-
-    def attend_exact(self, query: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
-        """The attention output before compression; arguments and result as in `Attendable.attend`."""
-        return exact_attention(query, self.exact_keys.view(), self.exact_values.view(), attention_mask, scaling)
-
-    def compress(self) -> None:
-        """Replace the exact keys and values by what the method stores; a second call does nothing."""
-        if self.compressed or not self.is_initialized:
-            return
-        self.store(self.exact_keys.view(), self.exact_values.view())
-        self.exact_keys.clear()
-        self.exact_values.clear()
-        self.compressed = True
-
-    def nbytes_by_part(self) -> dict[str, int]:
-        """Bytes of the live tensors of all sequences, by what they are for."""
-        exact = self.exact_keys.nbytes() + self.exact_values.nbytes()
-        parts = self.compressed_nbytes_by_part() if self.compressed else {}
-        return ({"exact": exact} if exact else {}) | parts
-
-    def dense(self) -> tuple[Tensor, Tensor]:
-        """(keys, values) as the model would have seen them, (batch, num_key_value_heads, tokens, head_dim)."""
-        return self.compressed_dense() if self.compressed else (self.exact_keys.view(), self.exact_values.view())
-
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.logical_length + query_length, 0
 
@@ -171,24 +112,9 @@ class LayerCache(CacheLayerMixin):
     def get_max_length(self) -> int:
         return -1
 
-    def crop(self, tokens_to_remove: int) -> None:
-        if tokens_to_remove > 0:
-            raise UserError("crop takes the number of tokens to remove as a negative number")
-        kept = self.logical_length + tokens_to_remove
-        if tokens_to_remove == 0:
-            return
-        if kept < 0:
-            raise UserError(f"cannot remove {-tokens_to_remove} tokens of a cache of {self.logical_length}")
-        if self.compressed:
-            self.crop_compressed(kept)
-        else:
-            self.exact_keys.crop(kept)
-            self.exact_values.crop(kept)
-        self.logical_length = kept
-
     def map_batch(self, select: Callable[[Tensor], Tensor]) -> None:
         """Apply a selection along the batch to every buffer."""
-        for buffer in (self.exact_keys, self.exact_values, *self.buffers()):
+        for buffer in self.buffers():
             buffer.map_batch(select)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -201,7 +127,7 @@ class LayerCache(CacheLayerMixin):
         self.map_batch(lambda rows: rows[indices])
 
     def reset(self) -> None:
-        for buffer in (self.exact_keys, self.exact_values, *self.buffers()):
+        for buffer in self.buffers():
             buffer.clear()
         self.compressed, self.logical_length, self.is_initialized = False, 0, False
 

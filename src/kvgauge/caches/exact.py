@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from kvgauge.caches.attention import exact_attention
-from kvgauge.caches.base import LayerCache
 from kvgauge.caches.buffers import GrowingBuffer
+from kvgauge.caches.two_phase import TwoPhaseLayer
 
 
 class ExactSegment:
@@ -28,7 +28,7 @@ class ExactSegment:
         return weights @ self.values
 
 
-class ExactLayer(LayerCache):
+class ExactLayer(TwoPhaseLayer):
     """Keeps everything; ``compress`` only gives back spare capacity.
 
     Args:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kvgauge.caches.base import KVCache, LayerCache
+from kvgauge.caches.base import KVCache
 from kvgauge.caches.buffers import GrowingBuffer
 from kvgauge.caches.counted_attention import HIDDEN, log_cardinalities
+from kvgauge.caches.two_phase import TwoPhaseLayer
 
 
 class FrozenEntries:
@@ -26,7 +27,7 @@ class FrozenEntries:
         cardinalities: (batch, entries), 0 where a shorter row has no entry; None while all are 1.
     """
 
-    def __init__(self, layer: LayerCache, keys: Tensor, values: Tensor, cardinalities: Tensor | None) -> None:
+    def __init__(self, layer: TwoPhaseLayer, keys: Tensor, values: Tensor, cardinalities: Tensor | None) -> None:
         self.layer = layer
         self.cardinalities = GrowingBuffer()  # (batch, entries, 1), empty while all are 1
         rows = KVCache([layer])  # of its own: which entries a row has differs from layer to layer

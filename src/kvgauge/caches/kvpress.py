@@ -20,9 +20,10 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.utils import logging
 
 from kvgauge.caches.attention import causal_mask, exact_attention
-from kvgauge.caches.base import KVCache, LayerCache
+from kvgauge.caches.base import KVCache
 from kvgauge.caches.buffers import GrowingBuffer
 from kvgauge.caches.layer_inputs import LayerInputs
+from kvgauge.caches.two_phase import TwoPhaseLayer
 from kvgauge.errors import UserError
 from kvgauge.models.facts import attention_modules, full_nbytes
 from kvgauge.models.rotary import Rotary
@@ -30,7 +31,7 @@ from kvgauge.models.rotary import Rotary
 BUDGET_TOLERANCE = 1.02  # measured bytes over the budget: presses work in whole tokens or chunks
 
 
-class PressedLayer(LayerCache):
+class PressedLayer(TwoPhaseLayer):
     """What a press left of the context, and exact tokens behind it."""
 
     def __init__(self) -> None:
@@ -155,11 +156,10 @@ class PressedCache(KVCache):
     def _watch(self) -> None:
         """Keep what the attention modules are given by passes that fill this cache, until it is compressed or gone."""
         self.inputs = None if self.press is None else LayerInputs(self.model, self)
-        mine = weakref.ref(self)
+        mine: weakref.ref[PressedCache] = weakref.ref(self)
 
         def remember(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-            cache = mine()
-            if cache is not None and cache is kwargs.get("past_key_values"):
+            if (cache := mine()) is not None and cache is kwargs.get("past_key_values"):
                 cache.ids.append(kwargs["input_ids"])
 
         handles = []

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from kvgauge.caches.attention import segmented_attention
-from kvgauge.caches.base import KVCache, LayerCache
+from kvgauge.caches.base import KVCache
 from kvgauge.caches.kvquant_grid import Grid
 from kvgauge.caches.kvquant_layout import heads_of, key_rows, rotated_heads, value_rows
 from kvgauge.caches.kvquant_rows import CodedRows, PlainRows, Rows, coded_nbytes
 from kvgauge.caches.rotation import BLOCK, PlaneRotation, from_planes, interleaved, planes_of, to_planes
 from kvgauge.caches.rows import RowBuffer
 from kvgauge.caches.sinks import ExactSinks
+from kvgauge.caches.two_phase import TwoPhaseLayer
 
 EXACT_BITS = 16  # the quantiser switched off: numbers stay in the model's dtype
 
@@ -118,7 +119,7 @@ class CodedSegment:
         return torch.cat(keys, dim=2), torch.cat(values, dim=2)
 
 
-class KVQuantLayer(LayerCache):
+class KVQuantLayer(TwoPhaseLayer):
     """One layer of codes, behind exact first tokens.
 
     Args:

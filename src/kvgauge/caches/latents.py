@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from kvgauge.caches.attention import Segment, segmented_attention
-from kvgauge.caches.base import LayerCache
 from kvgauge.caches.buffers import GROWTH_STEP
 from kvgauge.caches.rows import RowBuffer
 from kvgauge.caches.sinks import ExactSinks
 from kvgauge.caches.storage import EXACT, Storage
 from kvgauge.caches.storage_layer import StoredSegment
+from kvgauge.caches.two_phase import TwoPhaseLayer
 from kvgauge.errors import UserError
 
 
@@ -64,7 +64,7 @@ class LatentSegment:
         return self.values.mix(weights) @ self.projections.B_v.transpose(-1, -2)
 
 
-class LatentLayer(LayerCache):
+class LatentLayer(TwoPhaseLayer):
     """One layer of per-head latents, with optional exact sinks and an exact recent window.
 
     Args:

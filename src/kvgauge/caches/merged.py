@@ -24,6 +24,7 @@ from kvgauge.caches.counted_attention import cardinality_attention, counted_atte
 from kvgauge.caches.frozen_entries import FrozenEntries
 from kvgauge.caches.merge_entries import Entries, align, averaged_hessian, current_hessian, evict, merge
 from kvgauge.caches.merge_pairs import choose_pairs, pair_costs
+from kvgauge.caches.two_phase import TwoPhaseLayer
 from kvgauge.errors import UserError
 from kvgauge.models.rotary import Rotary
 
@@ -68,7 +69,9 @@ class MergedLayer(LayerCache):
 
     is_croppable = False
 
-    def __init__(self, policy: MergePolicy, rotary: Rotary, freeze: Callable[[int], LayerCache] | None = None) -> None:
+    def __init__(
+        self, policy: MergePolicy, rotary: Rotary, freeze: Callable[[int], TwoPhaseLayer] | None = None
+    ) -> None:
         super().__init__()
         self.policy, self.rotary, self.freeze = policy, rotary, freeze
         self._clear()
@@ -213,21 +216,6 @@ class MergedLayer(LayerCache):
     def reset(self) -> None:
         super().reset()
         self._clear()
-
-    def store(self, keys: Tensor, values: Tensor) -> None:
-        raise UserError(f"{self.policy.name} merges while the context is read: it makes its own prefill")
-
-    def append(self, keys: Tensor, values: Tensor) -> None:
-        raise NotImplementedError("merged layers append in `attend`")
-
-    def attend_compressed(self, query: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
-        raise NotImplementedError("merged layers attend alike before and after `compress`")
-
-    def compressed_nbytes_by_part(self) -> dict[str, int]:
-        return self.nbytes_by_part()
-
-    def compressed_dense(self) -> tuple[Tensor, Tensor]:
-        return self.dense()
 
     # -- windows -------------------------------------------------------------------------------------------------
 

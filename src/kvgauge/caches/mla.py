@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from kvgauge.caches.attention import Segment, exact_attention, segmented_attention
-from kvgauge.caches.base import LayerCache
 from kvgauge.caches.buffers import GrowingBuffer
+from kvgauge.caches.two_phase import TwoPhaseLayer
 from kvgauge.errors import UserError
 
 
@@ -86,7 +86,7 @@ class TakesLatents:
     projections: UpProjections | None = None
 
 
-class LatentAttentionLayer(TakesLatents, LayerCache):
+class LatentAttentionLayer(TakesLatents, TwoPhaseLayer):
     """A layer of an MLA model: what it stores stands for latents and rotary keys."""
 
     @abstractmethod

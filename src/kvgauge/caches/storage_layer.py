@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from kvgauge.caches.attention import segmented_attention
-from kvgauge.caches.base import LayerCache
 from kvgauge.caches.exact import ExactLayer
 from kvgauge.caches.rows import RowBuffer
 from kvgauge.caches.storage import EXACT, Storage
+from kvgauge.caches.two_phase import TwoPhaseLayer
 
 
 class StoredSegment:
@@ -33,7 +33,7 @@ class StoredSegment:
         return self.values.mix(weights)
 
 
-class StoredLayer(LayerCache):
+class StoredLayer(TwoPhaseLayer):
     """Every token of one layer in a storage. By default keys are quantised per channel and values per token (KIVI).
 
     Args:
@@ -75,7 +75,7 @@ class StoredLayer(LayerCache):
         self.values_buffer.crop(tokens)
 
 
-def whole_layer(storage: Storage) -> LayerCache:
+def whole_layer(storage: Storage) -> TwoPhaseLayer:
     """A layer of which nothing but the form of its numbers is compressed."""
     return ExactLayer() if storage is EXACT else StoredLayer(storage)
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from kvgauge.caches.attention import Segment, segmented_attention
-from kvgauge.caches.base import LayerCache
 from kvgauge.caches.rows import RowBuffer
 from kvgauge.caches.storage import EXACT, Storage
 from kvgauge.caches.storage_layer import StoredSegment
+from kvgauge.caches.two_phase import TwoPhaseLayer
 
 
-class TailedLayer(LayerCache):
+class TailedLayer(TwoPhaseLayer):
     """Tokens after the compression stay exact, behind whatever the subclass makes of the context.
 
     Args:

@@ -15,12 +15,12 @@ from torch import Tensor
 from transformers.cache_utils import QuantizedLayer
 
 from kvgauge.caches.attention import exact_attention
-from kvgauge.caches.base import LayerCache
 from kvgauge.caches.buffers import GrowingBuffer
+from kvgauge.caches.two_phase import TwoPhaseLayer
 from kvgauge.errors import UserError
 
 
-class TransformersQuantizedLayer(LayerCache):
+class TransformersQuantizedLayer(TwoPhaseLayer):
     """One layer that a quantised layer of transformers stores.
 
     Args:

@@ -79,9 +79,7 @@ class Answerer:
             token by token, and so do batches and conversations.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, draft_tokens: int = 0
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, draft_tokens: int = 0) -> None:
         self.model, self.tokenizer, self.draft_tokens = model, tokenizer, draft_tokens
         self.stop = stop_tokens(model, tokenizer)
         self.full = Full()

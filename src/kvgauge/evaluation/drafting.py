@@ -1,7 +1,7 @@
 """Greedy decoding with drafts: the answers of other cells to the same prompt, and the prompt itself.
 
 Cells of a panel answer the same prompt, and many of their answers agree, or copy the same words out of the context. A
-draft is checked in one forward pass: it reads weights and cache once for all of its tokens, and the first token that the
+draft is checked in one forward pass, which reads weights and cache once for all of its tokens; the first token that the
 model would not have chosen ends it. What is left is the greedy answer (speculative decoding, arXiv 2211.17192, with
 prompt look-up in the place of a draft model), up to the order in which floating-point sums are made.
 

@@ -27,7 +27,8 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 
 from kvgauge import configuration
 from kvgauge.caches.attention import exact_attention
-from kvgauge.caches.base import KVCache, LayerCache
+from kvgauge.caches.base import KVCache
+from kvgauge.caches.two_phase import TwoPhaseLayer
 from kvgauge.errors import UserError, unknown
 from kvgauge.evaluation.decoding import PREFILL_CHUNK, prefill
 from kvgauge.measure.bandwidth import copy_bandwidth, synchronize, utilisation, weight_nbytes
@@ -332,7 +333,7 @@ def attention_seconds(model: PreTrainedModel, cache: KVCache, batch: int, repeat
     facts = model_facts(model)
     query = torch.randn(batch, facts.num_attention_heads, 1, facts.head_dim, dtype=model.dtype, device=model.device)
     scaling = facts.head_dim**-0.5
-    layers = [layer for layer in cache.layers if isinstance(layer, LayerCache)]
+    layers = [layer for layer in cache.layers if isinstance(layer, TwoPhaseLayer)]
     times = []
     for _ in range(repeats + 1):
         start = _now(model)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
 
-from kvgauge.caches.base import KVCache, LayerCache
+from kvgauge.caches.base import KVCache
 from kvgauge.caches.merged import MergingCache
 from kvgauge.caches.storage import EXACT, Storage
+from kvgauge.caches.two_phase import TwoPhaseLayer
 from kvgauge.methods.fitted import Fitted
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Projector(ABC):
         """
 
     @abstractmethod
-    def entry_layer(self, model: PreTrainedModel, fitted: Fitted | None, storage: Storage, layer: int) -> LayerCache:
+    def entry_layer(self, model: PreTrainedModel, fitted: Fitted | None, storage: Storage, layer: int) -> TwoPhaseLayer:
         """What takes over the merged entries of a layer; every layer has merged others.
 
         Raises:
@@ -84,7 +85,7 @@ class Merger(ABC):
         self,
         model: PreTrainedModel,
         sized: Callable[[int], Self],
-        freeze: Callable[[int, int], LayerCache],
+        freeze: Callable[[int, int], TwoPhaseLayer],
         *,
         context_length: int | None = None,
     ) -> MergingCache:

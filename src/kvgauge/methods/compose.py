@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
-from kvgauge.caches.base import KVCache, LayerCache
+from kvgauge.caches.base import KVCache
 from kvgauge.caches.storage import EXACT, Storage
+from kvgauge.caches.two_phase import TwoPhaseLayer
 from kvgauge.errors import UserError, unknown
 from kvgauge.methods.base import Method, check_fitted
 from kvgauge.methods.building import build_method, list_methods
@@ -248,7 +249,7 @@ class Compose(Method):
         if facts.latent is not None:
             raise UserError(f"{self.name} merges keys, and this model caches latents (MLA): leave the merger out")
 
-        def freeze(layer: int, tokens: int) -> LayerCache:
+        def freeze(layer: int, tokens: int) -> TwoPhaseLayer:
             return sized(tokens).projects.entry_layer(model, fitted, storage, layer)
 
         freeze(0, context_length or facts.max_positions)  # refuses what cannot take over entries

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from kvgauge.caches.base import KVCache, LayerCache
+from kvgauge.caches.base import KVCache
 from kvgauge.caches.exact import ExactLayer
 from kvgauge.caches.mla import ExactLatentLayer
 from kvgauge.caches.storage import EXACT, Storage
 from kvgauge.caches.storage_layer import StoredLayer, whole_nbytes
+from kvgauge.caches.two_phase import TwoPhaseLayer
 from kvgauge.errors import UserError
 from kvgauge.methods.base import Method
 from kvgauge.methods.composable import Projector
@@ -69,5 +70,5 @@ class Full(Method, Projector):
         heads, head_dim = facts.num_key_value_heads, facts.head_dim
         return facts.num_layers * whole_nbytes(storage, heads, head_dim, facts.dtype, tokens)
 
-    def entry_layer(self, model: PreTrainedModel, fitted: Fitted | None, storage: Storage, layer: int) -> LayerCache:
+    def entry_layer(self, model: PreTrainedModel, fitted: Fitted | None, storage: Storage, layer: int) -> TwoPhaseLayer:
         return StoredLayer(storage)

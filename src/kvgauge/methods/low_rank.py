@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kvgauge.caches.base import KVCache, LayerCache
+from kvgauge.caches.base import KVCache
 from kvgauge.caches.latents import SUITED, HeadProjections, LatentLayer, LayerProjections
 from kvgauge.caches.latents_mla import ProjectedLatentLayer
 from kvgauge.caches.storage import EXACT, Storage
 from kvgauge.caches.streaming_latents import StreamingLatentCache, StreamingLatentLayer
+from kvgauge.caches.two_phase import TwoPhaseLayer
 from kvgauge.errors import UserError
 from kvgauge.methods.allocation import check_allocation
 from kvgauge.methods.base import Method, check_fitted
@@ -270,7 +271,7 @@ class LowRankPerHead(Projector, Method):
         )
         return heads * (latents + 2 * facts.num_layers * storage.kept_nbytes(exact, head_dim, dtype))
 
-    def entry_layer(self, model: PreTrainedModel, fitted: Fitted | None, storage: Storage, layer: int) -> LayerCache:
+    def entry_layer(self, model: PreTrainedModel, fitted: Fitted | None, storage: Storage, layer: int) -> TwoPhaseLayer:
         known = self._usable(model, fitted)
         return LatentLayer(self._pairs_of(model, known, lambda tokens: self, layer), self.sinks, self.window, storage)
 

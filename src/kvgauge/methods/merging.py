@@ -10,9 +10,9 @@ from typing import ClassVar
 
 from transformers import PreTrainedModel
 
-from kvgauge.caches.base import LayerCache
 from kvgauge.caches.merge_pairs import PAIRS
 from kvgauge.caches.merged import MergedLayer, MergePolicy, MergingCache
+from kvgauge.caches.two_phase import TwoPhaseLayer
 from kvgauge.errors import UserError, unknown
 from kvgauge.methods.base import Method
 from kvgauge.methods.composable import Merger
@@ -117,7 +117,7 @@ class Streaming(Method, Merger):
         self,
         model: PreTrainedModel,
         sized: Callable[[int], Streaming],
-        freeze: Callable[[int, int], LayerCache],
+        freeze: Callable[[int, int], TwoPhaseLayer],
         *,
         context_length: int | None = None,
     ) -> MergingCache:

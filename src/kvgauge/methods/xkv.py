@@ -23,6 +23,7 @@ from kvgauge.caches.selection import ChunkSelection
 from kvgauge.caches.storage import EXACT, Storage
 from kvgauge.caches.storage_layer import whole_layer, whole_nbytes
 from kvgauge.caches.subspace import TruncatedSVD
+from kvgauge.caches.two_phase import TwoPhaseLayer
 from kvgauge.caches.weighting import Weighting
 from kvgauge.errors import UserError, unknown
 from kvgauge.methods.allocation import check_allocation, spend
@@ -398,7 +399,7 @@ class XKV(Projector, Method):
             size += compressed * heads * storage.kept_nbytes(selection.count(rest), head_dim, dtype)
         return size + (parts * compressed * torch.float32.itemsize if self.normalize == "layer" else 0)
 
-    def entry_layer(self, model: PreTrainedModel, fitted: Fitted | None, storage: Storage, layer: int) -> LayerCache:
+    def entry_layer(self, model: PreTrainedModel, fitted: Fitted | None, storage: Storage, layer: int) -> TwoPhaseLayer:
         raise UserError(
             f"{self.name} joins layers token by token, and every layer has merged other tokens: "
             f"compose the merger with a method that works per layer, e.g. kqsvd"
