@@ -159,7 +159,9 @@ class PressedCache(KVCache):
         mine: weakref.ref[PressedCache] = weakref.ref(self)
 
         def remember(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-            if (cache := mine()) is not None and cache is kwargs.get("past_key_values"):
+            cache = mine()
+            filled: Any = kwargs.get("past_key_values")
+            if cache is not None and filled is cache:
                 cache.ids.append(kwargs["input_ids"])
 
         handles = []
