@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
 from kvgauge.caches.attention import exact_attention
-from kvgauge.caches.buffers import GrowingBuffer
-from kvgauge.caches.two_phase import TwoPhaseLayer
+from kvgauge.caches.pair_layer import PreallocatedLayer
 
 
 class ExactSegment:
@@ -28,47 +25,8 @@ class ExactSegment:
         return weights @ self.values
 
 
-class ExactLayer(TwoPhaseLayer):
-    """Keeps everything; ``compress`` only gives back spare capacity.
-
-    Args:
-        reserve: tokens to hold room for from the start: the preallocated baseline of latency measurements.
-    """
-
-    def __init__(self, reserve: int = 0) -> None:
-        super().__init__()
-        self.keys_buffer, self.values_buffer = GrowingBuffer(), GrowingBuffer()
-        self.reserved = reserve
-        self.exact_keys.reserve(reserve)
-        self.exact_values.reserve(reserve)
-
-    def store(self, keys: Tensor, values: Tensor) -> None:
-        for buffer, rows in ((self.keys_buffer, keys), (self.values_buffer, values)):
-            if self.reserved > rows.shape[-2]:
-                buffer.reserve(self.reserved)
-                buffer.append(rows)
-            else:
-                buffer.set(rows)
-
-    def append(self, keys: Tensor, values: Tensor) -> None:
-        self.keys_buffer.append(keys)
-        self.values_buffer.append(values)
+class ExactLayer(PreallocatedLayer):
+    """Every key and value, as the model made them."""
 
     def attend_compressed(self, query: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
-        return exact_attention(query, self.keys_buffer.view(), self.values_buffer.view(), attention_mask, scaling)
-
-    def compressed_nbytes_by_part(self) -> dict[str, int]:
-        return {"keys": self.keys_buffer.nbytes(), "values": self.values_buffer.nbytes()}
-
-    def compressed_dense(self) -> tuple[Tensor, Tensor]:
-        return self.keys_buffer.view(), self.values_buffer.view()
-
-    def buffers(self) -> Sequence[GrowingBuffer]:
-        return (self.keys_buffer, self.values_buffer)
-
-    def reversible_tokens(self) -> int:
-        return min(buffer.room() for buffer in self.buffers())
-
-    def crop_compressed(self, tokens: int) -> None:
-        self.keys_buffer.crop(tokens)
-        self.values_buffer.crop(tokens)
+        return exact_attention(query, self.keys_buffer.dense(), self.values_buffer.dense(), attention_mask, scaling)

@@ -23,7 +23,7 @@ from kvgauge.caches.attention import causal_mask, exact_attention
 from kvgauge.caches.base import KVCache
 from kvgauge.caches.buffers import GrowingBuffer
 from kvgauge.caches.layer_inputs import LayerInputs
-from kvgauge.caches.two_phase import TwoPhaseLayer
+from kvgauge.caches.pair_layer import PairLayer
 from kvgauge.errors import UserError
 from kvgauge.models.facts import attention_modules, full_nbytes
 from kvgauge.models.rotary import Rotary
@@ -31,12 +31,11 @@ from kvgauge.models.rotary import Rotary
 BUDGET_TOLERANCE = 1.02  # measured bytes over the budget: presses work in whole tokens or chunks
 
 
-class PressedLayer(TwoPhaseLayer):
+class PressedLayer(PairLayer):
     """What a press left of the context, and exact tokens behind it."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.keys_buffer, self.values_buffer = GrowingBuffer(), GrowingBuffer()
+        super().__init__(GrowingBuffer(), GrowingBuffer())
         self.kept: Tensor | None = None  # (batch, num_key_value_heads, context entries), False where a press masks
         self.context_tokens = self.context_entries = 0
 
@@ -45,13 +44,9 @@ class PressedLayer(TwoPhaseLayer):
         self.keys_buffer.set(keys)
         self.values_buffer.set(values)
 
-    def append(self, keys: Tensor, values: Tensor) -> None:
-        self.keys_buffer.append(keys)
-        self.values_buffer.append(values)
-
     def mask(self, masked: Sequence[Tensor]) -> None:
         """Hide entries: their batch rows, heads and columns, all of one length."""
-        kept = torch.ones(self.keys_buffer.view().shape[:3], dtype=torch.bool, device=self.device)
+        kept = torch.ones(self.keys_buffer.dense().shape[:3], dtype=torch.bool, device=self.device)
         kept[tuple(index.to(kept.device) for index in masked)] = False
         self.kept = kept
 
@@ -62,7 +57,7 @@ class PressedLayer(TwoPhaseLayer):
 
     def attend_compressed(self, query: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
         mask = self._entries_seen(query, attention_mask) if self.pruned else attention_mask
-        return exact_attention(query, self.keys_buffer.view(), self.values_buffer.view(), mask, scaling)
+        return exact_attention(query, self.keys_buffer.dense(), self.values_buffer.dense(), mask, scaling)
 
     def _entries_seen(self, query: Tensor, attention_mask: Tensor | None) -> Tensor | None:
         """Which entries each query sees, (batch, heads or 1, queries, entries): all of the context but what is masked.
@@ -88,19 +83,13 @@ class PressedLayer(TwoPhaseLayer):
         return len(self.keys_buffer) if self.compressed else self.logical_length
 
     def compressed_nbytes_by_part(self) -> dict[str, int]:
-        parts = {"keys": self.keys_buffer.nbytes(), "values": self.values_buffer.nbytes()}
+        parts = super().compressed_nbytes_by_part()
         return parts if self.kept is None else parts | {"mask": self.kept.nbytes}
 
     def compressed_dense(self) -> tuple[Tensor, Tensor]:
         if self.pruned:
             raise UserError("entries of the context are gone, so that no others can be compared with them: use full")
-        return self.keys_buffer.view(), self.values_buffer.view()
-
-    def buffers(self) -> Sequence[GrowingBuffer]:
-        return (self.keys_buffer, self.values_buffer)
-
-    def reversible_tokens(self) -> int:
-        return min(buffer.room() for buffer in self.buffers())
+        return self.keys_buffer.dense(), self.values_buffer.dense()
 
     def crop_compressed(self, tokens: int) -> None:
         if tokens < self.context_tokens:
@@ -254,7 +243,7 @@ class PressedCache(KVCache):
         layer.compressed = True
 
     def _check(self) -> None:
-        batch = self.layers[0].keys_buffer.view().shape[0]
+        batch = self.layers[0].keys_buffer.dense().shape[0]
         share = self.nbytes() / (batch * full_nbytes(self.model, self.compressed_tokens))
         if self.budget is not None and share > self.budget * BUDGET_TOLERANCE:
             raise UserError(

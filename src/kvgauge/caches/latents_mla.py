@@ -6,7 +6,6 @@ sums are expanded once, ``(p C̃) Bᵀ``. The rotary keys stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch import Tensor
 from kvgauge.caches.attention import Segment
 from kvgauge.caches.buffers import GrowingBuffer
 from kvgauge.caches.mla import LatentAttentionLayer
+from kvgauge.caches.pair_layer import PairLayer
 
 
 @dataclass
@@ -44,41 +44,32 @@ class ProjectedLatents:
         return (weights @ self.latents) @ self.B.T
 
 
-class ProjectedLatentLayer(LatentAttentionLayer):
+class ProjectedLatentLayer(LatentAttentionLayer, PairLayer):
     """One layer of projected latents; tokens after the compression are projected too.
 
     Args:
         A, B: the pair, (kv_lora_rank, rank) each, in the model's dtype.
     """
 
+    parts = ("latents", "rotary_keys")
+
     def __init__(self, A: Tensor, B: Tensor) -> None:
-        super().__init__()
+        super().__init__(GrowingBuffer(), GrowingBuffer())
         self.A, self.B = A, B
-        self.latents, self.rotary_keys = GrowingBuffer(), GrowingBuffer()
 
     def store(self, keys: Tensor, values: Tensor) -> None:
-        self.latents.set(keys @ self.A)
-        self.rotary_keys.set(values)
+        self.keys_buffer.set(keys @ self.A)
+        self.values_buffer.set(values)
 
     def append(self, keys: Tensor, values: Tensor) -> None:
-        self.latents.append(keys @ self.A)
-        self.rotary_keys.append(values)
+        super().append(keys @ self.A, values)
 
     def segments(self) -> list[Segment]:
-        return [ProjectedLatents(self.latents.view(), self.rotary_keys.view(), self.B)]
-
-    def compressed_nbytes_by_part(self) -> dict[str, int]:
-        return {"latents": self.latents.nbytes(), "rotary_keys": self.rotary_keys.nbytes()}
+        return [ProjectedLatents(self.keys_buffer.dense(), self.values_buffer.dense(), self.B)]
 
     def fixed_nbytes(self) -> int:
         return self.A.nbytes + self.B.nbytes
 
     def compressed_dense(self) -> tuple[Tensor, Tensor]:
-        return self.latents.view() @ self.B.T, self.rotary_keys.view()
-
-    def buffers(self) -> Sequence[GrowingBuffer]:
-        return (self.latents, self.rotary_keys)
-
-    def crop_compressed(self, tokens: int) -> None:
-        self.latents.crop(tokens)
-        self.rotary_keys.crop(tokens)
+        latents, rotary = super().compressed_dense()
+        return latents @ self.B.T, rotary

@@ -10,14 +10,13 @@ expanded. A layer receives latents in the place of keys and rotary keys in the p
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kvgauge.caches.attention import Segment, exact_attention, segmented_attention
-from kvgauge.caches.buffers import GrowingBuffer
+from kvgauge.caches.pair_layer import PreallocatedLayer
 from kvgauge.caches.two_phase import TwoPhaseLayer
 from kvgauge.errors import UserError
 
@@ -110,47 +109,13 @@ class LatentAttentionLayer(TakesLatents, TwoPhaseLayer):
         return self.projections.expand_output(output)
 
 
-class ExactLatentLayer(LatentAttentionLayer):
-    """Keeps every latent and rotary key: the uncompressed cache of an MLA model.
+class ExactLatentLayer(LatentAttentionLayer, PreallocatedLayer):
+    """Every latent and rotary key: the uncompressed cache of an MLA model."""
 
-    Args:
-        reserve: tokens to hold room for from the start.
-    """
-
-    def __init__(self, reserve: int = 0) -> None:
-        super().__init__()
-        self.latents, self.rotary_keys = GrowingBuffer(), GrowingBuffer()
-        self.reserved = reserve
-        self.exact_keys.reserve(reserve)
-        self.exact_values.reserve(reserve)
-
-    def store(self, keys: Tensor, values: Tensor) -> None:
-        for buffer, rows in ((self.latents, keys), (self.rotary_keys, values)):
-            if self.reserved > rows.shape[-2]:
-                buffer.reserve(self.reserved)
-                buffer.append(rows)
-            else:
-                buffer.set(rows)
-
-    def append(self, keys: Tensor, values: Tensor) -> None:
-        self.latents.append(keys)
-        self.rotary_keys.append(values)
+    parts = ("latents", "rotary_keys")
 
     def segments(self) -> list[Segment]:
-        return [LatentTokens(self.latents.view(), self.rotary_keys.view())]
-
-    def compressed_nbytes_by_part(self) -> dict[str, int]:
-        return {"latents": self.latents.nbytes(), "rotary_keys": self.rotary_keys.nbytes()}
-
-    def compressed_dense(self) -> tuple[Tensor, Tensor]:
-        return self.latents.view(), self.rotary_keys.view()
-
-    def buffers(self) -> Sequence[GrowingBuffer]:
-        return (self.latents, self.rotary_keys)
-
-    def crop_compressed(self, tokens: int) -> None:
-        self.latents.crop(tokens)
-        self.rotary_keys.crop(tokens)
+        return [LatentTokens(self.keys_buffer.dense(), self.values_buffer.dense())]
 
 
 class LatentAttendable:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from kvgauge.caches.attention import segmented_attention
 from kvgauge.caches.exact import ExactLayer
+from kvgauge.caches.pair_layer import PairLayer
 from kvgauge.caches.rows import RowBuffer
 from kvgauge.caches.storage import EXACT, Storage
 from kvgauge.caches.two_phase import TwoPhaseLayer
@@ -33,7 +32,7 @@ class StoredSegment:
         return self.values.mix(weights)
 
 
-class StoredLayer(TwoPhaseLayer):
+class StoredLayer(PairLayer):
     """Every token of one layer in a storage. By default keys are quantised per channel and values per token (KIVI).
 
     Args:
@@ -41,8 +40,7 @@ class StoredLayer(TwoPhaseLayer):
     """
 
     def __init__(self, storage: Storage) -> None:
-        super().__init__()
-        self.keys_buffer, self.values_buffer = storage.rows("channel"), storage.rows("token")
+        super().__init__(storage.rows("channel"), storage.rows("token"))
         self.num_heads = 0  # kv-heads, known with the first tokens
 
     def store(self, keys: Tensor, values: Tensor) -> None:
@@ -50,29 +48,9 @@ class StoredLayer(TwoPhaseLayer):
         self.keys_buffer.set(keys, self.valid)
         self.values_buffer.set(values, self.valid)
 
-    def append(self, keys: Tensor, values: Tensor) -> None:
-        self.keys_buffer.append(keys)
-        self.values_buffer.append(values)
-
     def attend_compressed(self, query: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
         segment = StoredSegment(self.keys_buffer, self.values_buffer, self.num_heads)
         return segmented_attention(query, [segment], attention_mask, scaling)
-
-    def compressed_nbytes_by_part(self) -> dict[str, int]:
-        return {"keys": self.keys_buffer.nbytes(), "values": self.values_buffer.nbytes()}
-
-    def compressed_dense(self) -> tuple[Tensor, Tensor]:
-        return self.keys_buffer.dense(), self.values_buffer.dense()
-
-    def buffers(self) -> Sequence[RowBuffer]:
-        return (self.keys_buffer, self.values_buffer)
-
-    def reversible_tokens(self) -> int:
-        return min(buffer.room() for buffer in self.buffers())
-
-    def crop_compressed(self, tokens: int) -> None:
-        self.keys_buffer.crop(tokens)
-        self.values_buffer.crop(tokens)
 
 
 def whole_layer(storage: Storage) -> TwoPhaseLayer:
