@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from kvgauge.report.plots.frontier import non_dominated
 from kvgauge.report.plots.style import LINES, Palette, drawn_alike, grid, legend_above, log_ticks
 from kvgauge.report.tables import task_names
 
@@ -16,7 +17,6 @@ Row = dict[str, Any]
 
 TICKS = tuple(share * 2.0**-halvings for halvings in range(7) for share in (1.0, 0.75))
 # Methods meet a budget to about this factor; cells nearer than that count as equally large.
-EQUAL_BYTES = 1.04
 PARTS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#D55E00", "#999933", "#882255", "#888888")
 
 
@@ -179,7 +179,7 @@ def _pareto(axes: Axes, rows: Sequence[Row], palette: Palette, tick_distance: fl
     for row in full:
         axes.axhspan(row["low"], row["high"], color="#000000", alpha=0.05, linewidth=0)
         axes.axhline(row["mean"], color="#000000", linewidth=0.8, linestyle=(0, (1, 2)))
-    frontier = _frontier(rows)
+    frontier = [(row["bytes_ratio"], row["mean"]) for row in non_dominated(rows)]
     if len(frontier) > 1:
         axes.step(*zip(*frontier, strict=True), where="post", color="#bbbbbb", linewidth=5, alpha=0.5, zorder=1)
     for budget in {row["budget"] for row in rows} - {None}:
@@ -196,16 +196,6 @@ def _pareto(axes: Axes, rows: Sequence[Row], palette: Palette, tick_distance: fl
     log_ticks(axes, kept)
     axes.set_xlim(min(smallest, 0.8) / 1.15, 1.15 * max(1.0, *(row["bytes_ratio"] for row in rows)))
     axes.set_ylim(-0.03, 1.05)
-
-
-def _frontier(rows: Sequence[Row]) -> list[tuple[float, float]]:
-    """Bytes and mean of the cells than which none as small is better, from the smallest on."""
-    frontier: list[tuple[float, float]] = []
-    for row in sorted(rows, key=lambda row: (row["bytes_ratio"], -row["mean"])):
-        rivals = [other["mean"] for other in rows if other["bytes_ratio"] <= EQUAL_BYTES * row["bytes_ratio"]]
-        if row["mean"] == max(rivals) and (not frontier or row["mean"] > frontier[-1][1]):
-            frontier.append((row["bytes_ratio"], row["mean"]))
-    return frontier
 
 
 def _line(axes: Axes, rows: Sequence[Row], x: str, palette: Palette, method: str, linestyle: str = LINES[0]) -> None:

@@ -13,11 +13,15 @@ from kvgauge.report.plots.style import Palette, drawn_alike, log_ticks
 Row = dict[str, Any]
 
 
+EQUAL_BYTES = 1.04  # methods fill one budget to within a few percent of each other
+
+
 def non_dominated(rows: Sequence[Row]) -> list[Row]:
-    """The rows than which none of at most the same bytes has a better mean, by growing bytes."""
+    """The rows than which none of about the same bytes or fewer has a better mean, by growing bytes."""
     found: list[Row] = []
     for row in sorted(rows, key=lambda row: (row["bytes_ratio"], -row["mean"], row["cell"])):
-        if not found or row["mean"] > found[-1]["mean"]:
+        rivals = [other["mean"] for other in rows if other["bytes_ratio"] <= EQUAL_BYTES * row["bytes_ratio"]]
+        if row["mean"] == max(rivals) and (not found or row["mean"] > found[-1]["mean"]):
             found.append(row)
     return found
 
@@ -45,9 +49,9 @@ def frontier(cells: Sequence[Row], palette: Palette) -> Figure:
             yerr=reach,
             color=style.colour,
             marker=style.marker,
-            markersize=style.size * (1.25 if on else 0.8),
-            elinewidth=1.0 if on else 0.5,
-            alpha=1.0 if on else 0.45,
+            markersize=style.size * (1.25 if on else 1.0),
+            elinewidth=1.0 if on else 0.7,
+            alpha=1.0 if on else 0.75,
             linestyle="none",
             zorder=3 if on else 1,
         )

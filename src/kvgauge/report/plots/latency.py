@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 PANELS = {
     "ttft_s": ("time to first token [s]", 1.0),
-    "tpot_median_s": ("time per output token, median to p95 [ms]", 1e3),
+    "tpot_median_s": ("time per token, median to p95 [ms]", 1e3),
     "tokens_per_s": ("output tokens per second", 1.0),
     "peak_bytes": ("peak memory [GiB]", 2.0**-30),
 }
