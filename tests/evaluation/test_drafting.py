@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+import kvgauge
 from kvgauge.caches.base import KVCache
 from kvgauge.evaluation.answering import Answerer
 from kvgauge.evaluation.decoding import greedy, prefill
 from kvgauge.evaluation.drafting import Drafts, greedy_drafted
 from kvgauge.evaluation.engine import Engine, rows
 from kvgauge.evaluation.panel import Cell
+from kvgauge.evaluation.run import draft_tokens
 from kvgauge.evaluation.samples import Sample
 from kvgauge.evaluation.scoring import scorer
 from kvgauge.evaluation.store import AnswerStore
@@ -61,6 +64,8 @@ CELLS: list[tuple[str, dict[str, Any], bool]] = [
     ("compose", {"compose": [{"method": "kqsvd", "sinks": 4, "window": 16}, "int4"], "budget": 0.25}, True),
     ("compose", {"compose": [{"method": "xkv", "group_size": 2}, "int8"], "budget": 0.25}, True),
     ("compose", {"compose": ["full", "int4"], "budget": None}, True),
+    ("kvpress/snapkv", {"budget": 0.5}, True),
+    ("kvpress/adakv", {"compression_ratio": 0.5}, True),
     ("streaming_llm", {"budget": 0.5, "window": 32, "start": 4}, False),
     ("kvslimmer", {"budget": 0.5, "window": 32, "start": 4}, False),
 ]
@@ -97,6 +102,34 @@ def test_the_greedy_answer_and_the_same_cache(
             assert (passes < NEW / 2) == drafted
     following = torch.full((1, 1), 5)
     torch.testing.assert_close(prefill(model, following, mine), prefill(model, following, cache), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "options"), [("full", {}), ("kqsvd", {"budget": 0.6}), ("xkv", {"budget": 0.6})])
+def test_latents_of_mla(name: str, options: dict[str, Any]) -> None:
+    model, _ = kvgauge.load_model("tiny/deepseek_v2")
+    ids = torch.randint(3, 259, (2, 128), generator=torch.Generator().manual_seed(0))
+    method = kvgauge.build_method(name, **options)
+    fitted = method.fit(kvgauge.collect(model, [ids]), model) if method.learns else None
+    cell = Cell(method, "context", fitted)
+    cache, logits = compressed(model, cell)
+    wanted = greedy(model, logits, cache, NEW, ())
+    wrong = [token if index % 9 else token + 1 for index, token in enumerate(wanted, start=1)]
+    mine, logits = compressed(model, cell)
+    assert greedy_drafted(model, logits, mine, NEW, (), Drafts(12, answers=[wrong])) == wanted
+    assert mine.nbytes_by_part() == cache.nbytes_by_part()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"draft_tokens": -1, "batch_size": 1, "turns": 1}, "draft_tokens is -1"),
+        ({"draft_tokens": 8, "batch_size": 4, "turns": 1}, "one prompt at a time"),
+        ({"draft_tokens": 8, "batch_size": 1, "turns": 3}, "one prompt at a time"),
+    ],
+)
+def test_bad_options_are_refused(options: dict[str, int], message: str) -> None:
+    with pytest.raises(kvgauge.UserError, match=message):
+        draft_tokens(OmegaConf.create(options))
 
 
 def test_a_stop_token_ends_a_drafted_answer(tiny: Tiny, make_cell: CellMaker) -> None:
