@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -65,7 +65,7 @@ def _guarded(run: Callable[[DictConfig], object]) -> Callable[[DictConfig], obje
     return guarded
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     """Print one line on stderr and end with the exit code of a user's mistake."""
     print(f"kvgauge: {message}", file=sys.stderr)
     raise SystemExit(EXIT_USER_ERROR)

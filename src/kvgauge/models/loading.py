@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 import kvgauge.caches.attention as attention
 from kvgauge import configuration
 from kvgauge.errors import UserError, unknown
-from kvgauge.models import mla
+from kvgauge.models import mla, narrow_linear
 from kvgauge.models.gguf import dense_checkpoint
 from kvgauge.models.spec import ModelSpec
 from kvgauge.models.squeezellm_store import squeeze_model
@@ -82,6 +82,7 @@ def load_model(
     options = spec.squeezed()
     if options is not None:
         squeeze_model(model, tokenizer, options)
+    narrow_linear.install(model)
     return model, tokenizer
 
 

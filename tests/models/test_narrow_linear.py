@@ -1,0 +1,60 @@
+"""Linear layers with few rows: the same products in the other order."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from kvgauge.measure.narrow_products import measure
+from kvgauge.models.loading import load_model
+from kvgauge.models.narrow_linear import MOST_ROWS, NarrowLinear, remove
+
+
+@pytest.mark.parametrize("shape", [(1,), (2,), (8, 1), (2, 3), (MOST_ROWS,), (MOST_ROWS + 1,), (0,)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_output_is_that_of_a_linear_layer(shape, bias):
+    torch.manual_seed(sum(shape))
+    layer = nn.Linear(24, 40, bias=bias)
+    rows = torch.randn(*shape, 24)
+    expected = rows.double() @ layer.weight.double().T + (layer.bias.double() if bias else 0)
+    layer.__class__ = NarrowLinear
+    output = layer(rows)
+    assert output.is_contiguous()
+    torch.testing.assert_close(output.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_dtypes_are_left_to_torch(dtype):
+    torch.manual_seed(0)
+    layer = nn.Linear(24, 40, dtype=dtype)
+    rows = torch.randn(8, 24, dtype=dtype)
+    expected = layer(rows)
+    layer.__class__ = NarrowLinear
+    assert torch.equal(layer(rows), expected)
+
+
+def test_gradients_pass_through():
+    torch.manual_seed(1)
+    layer = nn.Linear(6, 5)
+    rows = torch.randn(4, 6, requires_grad=True)
+    layer(rows).square().sum().backward()
+    expected, rows.grad = rows.grad.clone(), None
+    layer.__class__ = NarrowLinear
+    layer(rows).square().sum().backward()
+    torch.testing.assert_close(rows.grad, expected)
+
+
+def test_loaded_models_have_them_and_keep_their_weights():
+    model, _ = load_model("tiny/llama")
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    assert linears and all(isinstance(module, NarrowLinear) for module in linears)
+    assert model.get_output_embeddings().weight.shape[0] == model.config.vocab_size
+    remove(model)
+    assert all(type(module) is nn.Linear for module in linears)
+
+
+def test_both_orders_are_measured():
+    model, _ = load_model("tiny/llama")
+    (row,) = measure(model, [3], repeats=1)
+    assert row["rows"] == 3 and row["speedup"] == pytest.approx(row["x Wᵀ"] / row["W xᵀ"])
