@@ -47,14 +47,14 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def prompts_config(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Identity of the benchmark prompts."""
-    from kvgauge.benchmarks import prompt_length, sample, sources
-    from kvgauge.evaluation import prompting
+    from kvgauge.benchmarks import prompt_length, questions, sample, sources
+    from kvgauge.evaluation import prompting, samples
 
     package = Path(inspect.getfile(get_class(cfg.benchmark._target_))).parent
     return {
         "benchmark": plain(cfg.benchmark),
         "tokenizer": tokenizer_fingerprint(tokenizer),
-        "code": source_version(package, sample, sources, prompt_length, prompting),
+        "code": source_version(package, sample, samples, sources, questions, prompt_length, prompting),
     }
 
 

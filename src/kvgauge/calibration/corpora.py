@@ -129,7 +129,7 @@ def _drawn(
 
 def _texts(config: CorpusConfig, split: Split) -> Iterator[str]:
     if config.kind == "essays":
-        yield _part(Sources.find(config.source).essays(), _ESSAY_PARTS[split])
+        yield _part(Sources.find(config.source).essays, _ESSAY_PARTS[split])
     elif config.kind == "file":
         yield _part(_read(config), _FILE_PARTS[split])
     else:

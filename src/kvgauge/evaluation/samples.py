@@ -14,20 +14,18 @@ _REQUIRED = ("id", "task", "context", "question", "answers", "max_new_tokens", "
 
 
 @dataclass(frozen=True)
-class Sample:
+class Prompt:
     """One prompt and its references.
 
     Attributes:
-        id: unique in its file.
+        id: unique in its file, e.g. ``<task>-<length>-<index>``.
         task: decides the score.
-        context: what is compressed.
-        question: the rest of the user's turn.
-        answer_prefix: the start of the assistant's turn.
+        context: everything a cache may compress before the question is known: instructions and haystack.
+        question: the rest of the user's turn. The turn is ``context + question``, nothing between.
+        answer_prefix: the start of the assistant's turn, without surrounding blanks.
         answers: the references.
         max_new_tokens: tokens the answer may take.
         length: the target length in tokens, by which results are grouped.
-        chat: use the chat template; None leaves it to the benchmark's configuration.
-        facts: what else the benchmark says about the sample, e.g. its language.
     """
 
     id: str
@@ -38,6 +36,17 @@ class Sample:
     answers: tuple[str, ...]
     max_new_tokens: int
     length: int
+
+
+@dataclass(frozen=True)
+class Sample(Prompt):
+    """A prompt as it was read.
+
+    Attributes:
+        chat: use the chat template; None leaves it to the benchmark's configuration.
+        facts: what else the benchmark says about the sample, e.g. its language.
+    """
+
     chat: bool | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 

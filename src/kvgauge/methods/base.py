@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 from kvgauge.caches.base import KVCache
 from kvgauge.errors import UserError
 from kvgauge.methods.fitted import Fitted
+from kvgauge.models.facts import ModelFacts, model_fingerprint
 
 if TYPE_CHECKING:
     from kvgauge.calibration.moments import Moments
-    from kvgauge.models.facts import ModelFacts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,8 +176,6 @@ def check_fitted(method: Method, model: PreTrainedModel, fitted: Fitted | None) 
     Raises:
         UserError: it is missing or belongs to something else.
     """
-    from kvgauge.models.facts import model_fingerprint
-
     if fitted is None:
         raise UserError(f"{method.name} needs fitted projections: run `{method.fit_command}`")
     if fitted.metadata.get("model") != model_fingerprint(model):
@@ -191,3 +189,21 @@ def check_fitted(method: Method, model: PreTrainedModel, fitted: Fitted | None) 
             f"than {method.name} asks for ({method.fit_config()}): run fit again"
         )
     return fitted
+
+
+def fit_metadata(method: Method, moments: Moments, model: PreTrainedModel, **learnt: Any) -> dict[str, Any]:
+    """What a fit belongs to.
+
+    Args:
+        method: whose fit it is.
+        moments: it was made of.
+        model: they were collected on.
+        learnt: what else there is to know.
+    """
+    return {
+        "method": method.name,
+        "fit_config": method.fit_config(),
+        "model": model_fingerprint(model),
+        "model_name": moments.metadata.get("model_name", ""),
+        "moments": moments.metadata,
+    } | learnt

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from kvgauge.artifacts import read_tensors, write_tensors
-from kvgauge.models.facts import model_fingerprint
-
-if TYPE_CHECKING:
-    from kvgauge.calibration.moments import Moments
-    from kvgauge.methods.base import Method
 
 
 @dataclass(frozen=True)
@@ -58,21 +52,3 @@ class Fitted:
         """
         tensors, metadata = read_tensors(path)
         return cls(tensors, metadata)
-
-
-def fit_metadata(method: Method, moments: Moments, model: PreTrainedModel, **learnt: Any) -> dict[str, Any]:
-    """What a fit belongs to.
-
-    Args:
-        method: whose fit it is.
-        moments: it was made of.
-        model: they were collected on.
-        learnt: what else there is to know.
-    """
-    return {
-        "method": method.name,
-        "fit_config": method.fit_config(),
-        "model": model_fingerprint(model),
-        "model_name": moments.metadata.get("model_name", ""),
-        "moments": moments.metadata,
-    } | learnt

@@ -16,8 +16,8 @@ from kvgauge.caches.kvquant import EXACT_BITS, KVQuantCache, KVQuantLayer, Layer
 from kvgauge.caches.kvquant_grid import ChannelGrid, TokenGrid
 from kvgauge.caches.rotation import PlaneRotation
 from kvgauge.errors import UserError
-from kvgauge.methods.base import Method, check_fitted
-from kvgauge.methods.fitted import Fitted, fit_metadata
+from kvgauge.methods.base import Method, check_fitted, fit_metadata
+from kvgauge.methods.fitted import Fitted
 from kvgauge.methods.kvquant_fit import calibration_samples, fit_layers
 from kvgauge.models.facts import model_facts
 from kvgauge.models.frequencies import rotary_frequencies

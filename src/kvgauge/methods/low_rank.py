@@ -19,10 +19,10 @@ from kvgauge.caches.streaming_latents import StreamingLatentCache, StreamingLate
 from kvgauge.caches.two_phase import TwoPhaseLayer
 from kvgauge.errors import UserError
 from kvgauge.methods.allocation import check_allocation
-from kvgauge.methods.base import Method, check_fitted
+from kvgauge.methods.base import Method, check_fitted, fit_metadata
 from kvgauge.methods.composable import Projector
 from kvgauge.methods.factorization import Pair
-from kvgauge.methods.fitted import Fitted, fit_metadata
+from kvgauge.methods.fitted import Fitted
 from kvgauge.methods.head_losses import LOSSES, energy_losses, greedy_losses
 from kvgauge.methods.ranks import Ranks, allocated_ranks, budget_ranks, epsilon_ranks, explicit_ranks, latent_ranks
 from kvgauge.models.facts import model_facts

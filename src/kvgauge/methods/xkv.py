@@ -27,10 +27,10 @@ from kvgauge.caches.two_phase import TwoPhaseLayer
 from kvgauge.caches.weighting import Weighting
 from kvgauge.errors import UserError, unknown
 from kvgauge.methods.allocation import check_allocation, spend
-from kvgauge.methods.base import Method, check_fitted
+from kvgauge.methods.base import Method, check_fitted, fit_metadata
 from kvgauge.methods.composable import Projector
 from kvgauge.methods.cross_layer_ranks import group_ranks, split
-from kvgauge.methods.fitted import Fitted, fit_metadata
+from kvgauge.methods.fitted import Fitted
 from kvgauge.methods.group_losses import energy_losses, greedy_losses
 from kvgauge.methods.head_losses import LOSSES, held_out
 from kvgauge.methods.uniform import check_uniform, layer_range

@@ -16,7 +16,7 @@ def asked(data, sample):
 @pytest.mark.parametrize("length", [2048, 4096])
 @pytest.mark.parametrize("task", ["qa_1", "qa_2"])
 def test_gold_documents_are_whole_where_they_fit(task, length, prompt_length, sources):
-    data = sources.squad() if task == "qa_1" else sources.hotpotqa()
+    data = sources.squad if task == "qa_1" else sources.hotpotqa
     for sample in generate(task, length, 4, 1, prompt_length, sources):
         question = asked(data, sample)
         assert sample.answers == question.answers
@@ -26,14 +26,14 @@ def test_gold_documents_are_whole_where_they_fit(task, length, prompt_length, so
 
 @pytest.mark.parametrize("task", ["qa_1", "qa_2"])
 def test_the_evidence_survives_trimming(task, prompt_length, sources):
-    data = sources.squad() if task == "qa_1" else sources.hotpotqa()
+    data = sources.squad if task == "qa_1" else sources.hotpotqa
     for sample in generate(task, 512, 8, 1, prompt_length, sources):
         for part in asked(data, sample).evidence:
             assert data.documents[part.document][part.start : part.end].strip() in sample.context
 
 
 def test_documents_are_distinct_and_numbered_and_gold_is_not_always_first(prompt_length, sources):
-    data = sources.squad()
+    data = sources.squad
     first = 0
     for sample in generate("qa_1", 2048, 8, 1, prompt_length, sources):
         listed = sample.context.split("Document ")[1:]
@@ -44,7 +44,7 @@ def test_documents_are_distinct_and_numbered_and_gold_is_not_always_first(prompt
 
 
 def test_more_samples_than_questions_is_a_user_error(prompt_length, sources, monkeypatch):
-    data = sources.squad()
+    data = sources.squad
     small = replace(data, questions=data.questions[:1])
     monkeypatch.setattr(sources, "squad", lambda: small)
     with pytest.raises(UserError, match="has 1 questions, sample 2 was asked for"):

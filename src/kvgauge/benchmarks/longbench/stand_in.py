@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kvgauge.artifacts import write_lines
-from kvgauge.benchmarks.sources import Question, QuestionSet, Sources
+from kvgauge.benchmarks.questions import Question, QuestionSet
+from kvgauge.benchmarks.sources import Sources
 from kvgauge.errors import UserError
 from kvgauge.stage import fail
 
@@ -103,7 +104,7 @@ def rows(sources: Sources, task: str, words: int, samples: int, seed: int = 42) 
     Raises:
         UserError: more samples than there are questions.
     """
-    data = sources.hotpotqa() if task == "hotpotqa" else sources.squad()
+    data = sources.hotpotqa if task == "hotpotqa" else sources.squad
     questions = [question for question in data.questions if task != "trec" or question_type(question.query)]
     if samples > len(questions):
         raise UserError(f"there are {len(questions)} questions for {task}: set --samples to that or fewer")

@@ -76,7 +76,7 @@ class Niah:
         """How to hide the needles in a haystack of a given size, and the least and greatest size."""
         rng = draw.rng("places")
         if self.haystack == "essay":
-            text = essay(draw.sources.essays())
+            text = essay(draw.sources.essays)
             depths = sorted(rng.sample(DEPTHS, len(needles)))
             return lambda size: hide_at_depths(needles, depths, text.first(size)), 1, len(text.word_ends)
 

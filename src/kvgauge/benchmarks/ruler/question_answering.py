@@ -13,8 +13,8 @@ from typing import Literal
 
 import nupunkt
 
+from kvgauge.benchmarks.questions import Question, QuestionSet
 from kvgauge.benchmarks.ruler.spec import Draft, Draw
-from kvgauge.benchmarks.sources import Question, QuestionSet
 from kvgauge.errors import UserError
 
 MAX_NEW_TOKENS = 32
@@ -52,7 +52,7 @@ class QuestionAnswering:
         Raises:
             UserError: more samples are asked for than the dataset has questions.
         """
-        data = draw.sources.squad() if self.dataset == "squad" else draw.sources.hotpotqa()
+        data = draw.sources.squad if self.dataset == "squad" else draw.sources.hotpotqa
         if draw.index >= len(data.questions):
             raise UserError(
                 f"task {draw.task} has {len(data.questions)} questions, sample {draw.index + 1} was asked for: "
