@@ -16,7 +16,6 @@ from kvgauge.report.tables import task_names
 Row = dict[str, Any]
 
 TICKS = tuple(share * 2.0**-halvings for halvings in range(7) for share in (1.0, 0.75))
-# Methods meet a budget to about this factor; cells nearer than that count as equally large.
 PARTS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#D55E00", "#999933", "#882255", "#888888")
 
 
