@@ -150,7 +150,7 @@ def linears(model: PreTrainedModel) -> Iterator[tuple[str, nn.Linear]]:
     """The linear layers inside the decoder's layers, by name; embeddings and the output layer stay as they are."""
     inside = {id(module) for layer in model.get_decoder().layers for module in layer.modules()}
     for name, module in model.named_modules():
-        if type(module) is nn.Linear and id(module) in inside:
+        if isinstance(module, nn.Linear) and id(module) in inside:
             yield name, module
 
 

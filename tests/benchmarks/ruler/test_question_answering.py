@@ -46,7 +46,7 @@ def test_documents_are_distinct_and_numbered_and_gold_is_not_always_first(prompt
 def test_more_samples_than_questions_is_a_user_error(prompt_length, sources, monkeypatch):
     data = sources.squad
     small = replace(data, questions=data.questions[:1])
-    monkeypatch.setattr(sources, "squad", lambda: small)
+    monkeypatch.setattr(sources, "squad", small)
     with pytest.raises(UserError, match="has 1 questions, sample 2 was asked for"):
         list(generate("qa_1", 2048, 2, 0, prompt_length, sources))
 
