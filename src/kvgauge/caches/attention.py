@@ -16,6 +16,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from kvgauge.native.decode_attention import decode_attention
+
 NAME = "kvgauge"
 
 # Scores of one block of queries may take this many bytes: long prompts attend block by block. A few such blocks live at
@@ -63,6 +65,21 @@ class Segment(Protocol):
         ...
 
 
+@runtime_checkable
+class OnePassSegment(Segment, Protocol):
+    """A segment that one query per head can attend to in a single pass over its entries."""
+
+    def attend_once(self, query: Tensor, scaling: float, mask: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """Its own attention output and log-normalisers, see `kvgauge.native.decode_attention`; None where it cannot.
+
+        Args:
+            query: (batch, num_key_value_heads, group, head_dim).
+            scaling: factor on the scores.
+            mask: (batch, entries), False hides an entry; None hides none.
+        """
+        ...
+
+
 def attention_forward(
     module: nn.Module,
     query: Tensor,
@@ -99,6 +116,11 @@ def exact_attention(
     """
     batch, heads, queries, head_dim = query.shape
     kv_heads, tokens = keys.shape[1:3]
+    if queries == 1 and _hides_only(attention_mask):
+        seen = _seen(attention_mask, batch, tokens)
+        fused = decode_attention(query.reshape(batch, kv_heads, heads // kv_heads, head_dim), keys, values, scaling, seen)
+        if fused is not None:
+            return fused[0].reshape(batch, 1, heads, values.shape[-1])
     if queries == 1 and attention_mask is None:
         # The queries of a group read the same keys: as rows of one product they read them once.
         grouped = query.reshape(batch, kv_heads, heads // kv_heads, head_dim)
@@ -143,7 +165,11 @@ def segmented_attention(
     entries = [len(segment) for segment in segments]
     total = sum(entries)
     batch, heads, queries, _ = query.shape
-    if attention_mask is None and queries > 1:
+    if queries == 1:
+        output = _attend_one(query, segments, entries, attention_mask, scaling)
+        if output is not None:
+            return output
+    elif attention_mask is None:
         attention_mask = causal_mask(queries, total, query.device)
     block = max(1, SCORE_BLOCK_BYTES // (batch * heads * total * 4))
     outputs = []
@@ -152,6 +178,52 @@ def segmented_attention(
         mask = None if attention_mask is None else attention_mask[:, :, start : start + block, :total]
         outputs.append(_attend_block(part, segments, entries, mask, scaling))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+
+def _attend_one(
+    query: Tensor, segments: list[Segment], entries: list[int], mask: Tensor | None, scaling: float
+) -> Tensor | None:
+    """One query per head: every segment attends on its own, and their normalisers join them. None where none can."""
+    if not (_hides_only(mask) and any(isinstance(segment, OnePassSegment) for segment in segments)):
+        return None
+    batch, heads, _, head_dim = query.shape
+    kv_heads = segments[0].num_key_value_heads
+    grouped = query.reshape(batch, kv_heads, heads // kv_heads, head_dim)
+    seen = _seen(mask, batch, sum(entries))
+    masks = [None] * len(entries) if seen is None else seen.split(entries, dim=-1)
+    parts = []
+    for segment, own in zip(segments, masks, strict=True):
+        if isinstance(segment, OnePassSegment):
+            part = segment.attend_once(grouped, scaling, own)
+            if part is None:
+                return None
+        else:
+            part = _attend_alone(segment, grouped, scaling, own)
+        parts.append(part)
+    output, _ = parts[0]
+    if len(parts) > 1:
+        shares = torch.softmax(torch.stack([lse for _, lse in parts]), dim=0).to(query.dtype)
+        output = sum(part * share[..., None] for (part, _), share in zip(parts, shares, strict=True))  # type: ignore[assignment]
+    return output.reshape(batch, 1, heads, -1)
+
+
+def _attend_alone(segment: Segment, query: Tensor, scaling: float, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The output and the log-normalisers of one segment that has no pass of its own."""
+    scores = segment.scores(query * scaling)
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, None, None], torch.finfo(scores.dtype).min)
+    scores = scores if scores.dtype.itemsize >= 4 else scores.float()
+    return segment.mix(torch.softmax(scores, dim=-1).to(query.dtype)), scores.logsumexp(dim=-1)
+
+
+def _hides_only(mask: Tensor | None) -> bool:
+    """The mask says which tokens are seen and adds nothing to their scores."""
+    return mask is None or mask.dtype == torch.bool
+
+
+def _seen(mask: Tensor | None, batch: int, tokens: int) -> Tensor | None:
+    """The mask (batch or 1, 1, 1, tokens or more) of one query as (batch, tokens)."""
+    return None if mask is None else mask[:, 0, 0, :tokens].expand(batch, -1)
 
 
 def _attend_block(

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from kvgauge.caches.attention import Segment, segmented_attention
-from kvgauge.caches.buffers import GROWTH_STEP
+from kvgauge.caches.buffers import GROWTH_STEP, GrowingBuffer
 from kvgauge.caches.rows import RowBuffer
 from kvgauge.caches.sinks import ExactSinks
 from kvgauge.caches.storage import EXACT, Storage
 from kvgauge.caches.storage_layer import StoredSegment
 from kvgauge.caches.two_phase import TwoPhaseLayer
 from kvgauge.errors import UserError
+from kvgauge.native.decode_attention import decode_attention
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,13 @@ class LatentSegment:
 
     def mix(self, weights: Tensor) -> Tensor:
         return self.values.mix(weights) @ self.projections.B_v.transpose(-1, -2)
+
+    def attend_once(self, query: Tensor, scaling: float, mask: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """See `kvgauge.caches.attention.OnePassSegment`."""
+        if not isinstance(self.keys, GrowingBuffer) or not isinstance(self.values, GrowingBuffer):
+            return None
+        part = decode_attention(query @ self.projections.B, self.keys.view(), self.values.view(), scaling, mask)
+        return None if part is None else (part[0] @ self.projections.B_v.mT, part[1])
 
 
 class LatentLayer(TwoPhaseLayer):

@@ -54,10 +54,13 @@ class PreallocatedLayer(PairLayer):
 
     Args:
         reserve: tokens to hold room for from the start: the preallocated baseline of latency measurements.
+        dimension_major: of both buffers, see `GrowingBuffer`.
     """
 
-    def __init__(self, reserve: int = 0) -> None:
-        super().__init__(GrowingBuffer(), GrowingBuffer())
+    def __init__(self, reserve: int = 0, *, dimension_major: bool = False) -> None:
+        super().__init__(
+            GrowingBuffer(dimension_major=dimension_major), GrowingBuffer(dimension_major=dimension_major)
+        )
         self.reserved = reserve
         self.exact_keys.reserve(reserve)
         self.exact_values.reserve(reserve)

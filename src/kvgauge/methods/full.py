@@ -26,6 +26,8 @@ class Full(Method, Projector):
 
     Attributes:
         reserve: tokens to hold room for from the start; the latency stage's preallocated baseline.
+        one_pass: after the context, keep the tokens of a dimension side by side and decode with the compiled kernel that
+            compressed caches decode with, where there is one; otherwise with torch's attention.
 
     Raises:
         UserError: a budget below 1, which an uncompressed cache cannot reach.
@@ -33,6 +35,7 @@ class Full(Method, Projector):
 
     name: str = "full"
     reserve: int = 0
+    one_pass: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,7 +49,8 @@ class Full(Method, Projector):
     ) -> KVCache:
         facts = model_facts(model)
         kind = ExactLayer if facts.latent is None else ExactLatentLayer
-        return KVCache([kind(self.reserve) for _ in range(facts.num_layers)], context_length=context_length)
+        layers = [kind(self.reserve, dimension_major=self.one_pass) for _ in range(facts.num_layers)]
+        return KVCache(layers, context_length=context_length)
 
     def stored_cache(
         self,

@@ -17,15 +17,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.quantization_config import GgufConfig
 
+from kvgauge.user_cache import cache_root
+
 CONVERSION = 1  # part of the cache key: raise it when the conversion itself changes
-
-
-def cache_root() -> Path:
-    """Where converted checkpoints live: ``$KVGAUGE_CACHE``, else ``kvgauge`` in the user's cache directory."""
-    root = os.environ.get("KVGAUGE_CACHE")
-    if root:
-        return Path(root)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kvgauge"
 
 
 def dense_checkpoint(gguf_file: Path) -> Path:

@@ -1,8 +1,8 @@
 """Linear layers that multiply a handful of rows at the speed of memory.
 
 A decode step multiplies every weight matrix with as many rows as there are sequences. On a CPU in float32 the product
-in the order of ``x Wᵀ`` reads the weights at a fraction of the speed of ``W xᵀ``, the same numbers transposed.
-`kvgauge.measure.narrow_products` measures both orders.
+in the order of ``x Wᵀ`` reads the weights at a fraction of the speed of memory, ``W xᵀ``, the same numbers transposed,
+at a larger one, and the compiled product at nearly all of it. `kvgauge.measure.narrow_products` measures all three.
 """
 
 from __future__ import annotations
@@ -11,8 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from kvgauge.native.narrow_product import narrow_product
+
 # One row is a matrix-vector product, fast in either order; from here on, both orders are bound by arithmetic.
 MOST_ROWS = 64
+
+MOST_COMPILED = 16  # rows; more are bound by arithmetic, which BLAS does better
 
 
 class NarrowLinear(nn.Linear):
@@ -23,7 +27,10 @@ class NarrowLinear(nn.Linear):
         rows = input.numel() // self.in_features
         if not 1 < rows <= MOST_ROWS or input.device.type != "cpu" or input.dtype != torch.float32:
             return super().forward(input)
-        output = transposed_product(input.reshape(rows, self.in_features), self.weight)
+        flat = input.reshape(rows, self.in_features)
+        output = narrow_product(flat, self.weight) if rows <= MOST_COMPILED else None
+        if output is None:
+            output = transposed_product(flat, self.weight)
         if self.bias is not None:
             output += self.bias
         return output.view(*input.shape[:-1], self.out_features)

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kvgauge.artifacts import read_tensors, write_tensors
 from kvgauge.configuration import digest
 from kvgauge.models.facts import model_fingerprint
-from kvgauge.models.gguf import cache_root
 from kvgauge.models.squeezellm import SEQUENCE_LENGTH, SqueezeLLM, linears, squeeze, squeezed_parts, weight_fisher
+from kvgauge.user_cache import cache_root
 
 CONVERSION = 1  # part of the cache key: raise it when the conversion itself changes
 

@@ -1,0 +1,1 @@
+"""Products of a handful of rows, compiled for the CPU that runs them; batched products do the same where none can be."""

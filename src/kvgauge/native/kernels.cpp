@@ -1,0 +1,210 @@
+// Products of a handful of rows with many: what a decode step does with its cache and with its weights.
+//
+// Both are bound by reading the large operand once. BLAS multiplies few rows at a fraction of that speed, and the softmax
+// between the two products of attention would be another pass.
+//
+// Compiled by library.py with the options of this machine; called through ctypes, so nothing here knows of torch.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+namespace {
+
+constexpr float LOWEST = -std::numeric_limits<float>::max();
+
+inline float number(float x) { return x; }
+
+inline float number(uint16_t bits) {  // bfloat16: the upper half of a float
+  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float x;
+  std::memcpy(&x, &wide, sizeof x);
+  return x;
+}
+
+// Rows of the large operand that are read at once: one load of a small operand's number serves them all, and the sums
+// still fit in sixteen vector registers.
+constexpr int rows_at_once(int group) { return group <= 3 ? 4 : group <= 6 ? 2 : 1; }
+
+// scores[g][t] += Σ_u query[g][u] · rows[u][t]
+template <int G, int U, typename T>
+inline void add_scores(const float* query, int64_t query_stride, const T* rows, int64_t row_stride, int64_t count,
+                       float* __restrict scores, int64_t score_stride) {
+  float asked[G][U];
+  for (int g = 0; g < G; ++g)
+    for (int u = 0; u < U; ++u) asked[g][u] = query[g * query_stride + u];
+#pragma omp simd
+  for (int64_t t = 0; t < count; ++t)
+    for (int g = 0; g < G; ++g) {
+      float sum = scores[g * score_stride + t];
+      for (int u = 0; u < U; ++u) sum += asked[g][u] * number(rows[u * row_stride + t]);
+      scores[g * score_stride + t] = sum;
+    }
+}
+
+// out[g][u] += Σ_t weights[g][t] · rows[u][t]
+template <int G, int U, typename T>
+inline void add_products(const float* weights, int64_t weight_stride, const T* rows, int64_t row_stride, int64_t count,
+                         float* out, int64_t out_stride) {
+  float sums[G * U];
+  for (int j = 0; j < G * U; ++j) sums[j] = 0.f;
+#pragma omp simd reduction(+ : sums)
+  for (int64_t t = 0; t < count; ++t)
+    for (int g = 0; g < G; ++g)
+      for (int u = 0; u < U; ++u) sums[g * U + u] += weights[g * weight_stride + t] * number(rows[u * row_stride + t]);
+  for (int g = 0; g < G; ++g)
+    for (int u = 0; u < U; ++u) out[g * out_stride + u] += sums[g * U + u];
+}
+
+struct Attention {
+  const float* query;   // (sequences · heads, G, rank_k)
+  const void *keys, *values;  // (sequences, heads, rank, tokens), tokens of a dimension side by side
+  const uint8_t* mask;  // (sequences, tokens), 0 hides a token; null: none is hidden
+  float *mixed, *lse;   // (sequences · heads, G, rank_v) and (sequences · heads, G)
+  int64_t sequences, heads, rank_k, rank_v, tokens, block;
+  int64_t key_strides[3], value_strides[3];  // of sequences, heads and dimensions, in numbers
+  int64_t mask_stride;
+  float scaling;
+  int threads;
+};
+
+// One block of tokens for one head: unnormalised sums, their largest score and the sum of their weights.
+template <int G, typename T>
+void attend_block(const Attention& a, int64_t pair, int64_t start, int64_t count, float* scores, const float* query,
+                  float* mixed, float* largest, float* total) {
+  constexpr int U = rows_at_once(G);
+  const int64_t sequence = pair / a.heads, head = pair % a.heads;
+  const T* keys = static_cast<const T*>(a.keys) + sequence * a.key_strides[0] + head * a.key_strides[1] + start;
+  const T* values = static_cast<const T*>(a.values) + sequence * a.value_strides[0] + head * a.value_strides[1] + start;
+  std::fill(scores, scores + G * a.block, 0.f);
+  int64_t row = 0;
+  for (; row + U <= a.rank_k; row += U)
+    add_scores<G, U>(query + row, a.rank_k, keys + row * a.key_strides[2], a.key_strides[2], count, scores, a.block);
+  for (; row < a.rank_k; ++row)
+    add_scores<G, 1>(query + row, a.rank_k, keys + row * a.key_strides[2], a.key_strides[2], count, scores, a.block);
+  for (int g = 0; g < G; ++g) {
+    float* own = scores + g * a.block;
+    if (a.mask) {
+      const uint8_t* seen = a.mask + sequence * a.mask_stride + start;
+      for (int64_t t = 0; t < count; ++t) own[t] = seen[t] ? own[t] : LOWEST;
+    }
+    float top = LOWEST, sum = 0.f;
+#pragma omp simd reduction(max : top)
+    for (int64_t t = 0; t < count; ++t) top = own[t] > top ? own[t] : top;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t t = 0; t < count; ++t) {
+      const float weight = expf(own[t] - top);
+      own[t] = weight;
+      sum += weight;
+    }
+    largest[g] = top;
+    total[g] = sum;
+  }
+  std::fill(mixed, mixed + G * a.rank_v, 0.f);
+  for (row = 0; row + U <= a.rank_v; row += U)
+    add_products<G, U>(scores, a.block, values + row * a.value_strides[2], a.value_strides[2], count, mixed + row, a.rank_v);
+  for (; row < a.rank_v; ++row)
+    add_products<G, 1>(scores, a.block, values + row * a.value_strides[2], a.value_strides[2], count, mixed + row, a.rank_v);
+}
+
+// Blocks of tokens are independent tasks; their sums are joined afterwards by their largest scores.
+template <int G, typename T>
+void attend(const Attention& a) {
+  const int64_t pairs = a.sequences * a.heads, blocks = (a.tokens + a.block - 1) / a.block;
+  const int64_t part = G * (a.rank_v + 2);  // sums, largest scores, totals
+  std::vector<float> parts(pairs * blocks * part);
+#pragma omp parallel num_threads(a.threads)
+  {
+    std::vector<float> scores(G * a.block), query(G * a.rank_k);
+#pragma omp for schedule(static)
+    for (int64_t task = 0; task < pairs * blocks; ++task) {
+      const int64_t pair = task / blocks, start = task % blocks * a.block;
+      for (int64_t i = 0; i < G * a.rank_k; ++i) query[i] = a.query[pair * G * a.rank_k + i] * a.scaling;
+      float* mixed = parts.data() + task * part;
+      attend_block<G, T>(a, pair, start, std::min(a.block, a.tokens - start), scores.data(), query.data(), mixed,
+                         mixed + G * a.rank_v, mixed + G * a.rank_v + G);
+    }
+#pragma omp for schedule(static)
+    for (int64_t pair = 0; pair < pairs; ++pair)
+      for (int g = 0; g < G; ++g) {
+        const float* first = parts.data() + pair * blocks * part;
+        float top = LOWEST, sum = 0.f;
+        for (int64_t b = 0; b < blocks; ++b) top = std::max(top, first[b * part + G * a.rank_v + g]);
+        float* mixed = a.mixed + (pair * G + g) * a.rank_v;
+        std::fill(mixed, mixed + a.rank_v, 0.f);
+        for (int64_t b = 0; b < blocks; ++b) {
+          const float* own = first + b * part;
+          const float share = expf(own[G * a.rank_v + g] - top);
+          sum += share * own[G * a.rank_v + G + g];
+          for (int64_t i = 0; i < a.rank_v; ++i) mixed[i] += share * own[g * a.rank_v + i];
+        }
+        for (int64_t i = 0; i < a.rank_v; ++i) mixed[i] /= sum;
+        a.lse[pair * G + g] = top + logf(sum);
+      }
+  }
+}
+
+template <typename T>
+int attend_group(const Attention& a, int group) {
+  switch (group) {
+    case 1: attend<1, T>(a); return 0;
+    case 2: attend<2, T>(a); return 0;
+    case 3: attend<3, T>(a); return 0;
+    case 4: attend<4, T>(a); return 0;
+    case 5: attend<5, T>(a); return 0;
+    case 6: attend<6, T>(a); return 0;
+    case 7: attend<7, T>(a); return 0;
+    case 8: attend<8, T>(a); return 0;
+    default: return 1;
+  }
+}
+
+template <int R>
+void product_rows(const float* rows, const float* weight, float* out, int64_t in, int64_t outs, int64_t first) {
+  constexpr int U = rows_at_once(R);
+  int64_t o = 0;
+  for (; o + U <= outs; o += U) add_products<R, U>(rows, in, weight + o * in, in, in, out + o, first);
+  for (; o < outs; ++o) add_products<R, 1>(rows, in, weight + o * in, in, in, out + o, first);
+}
+
+}  // namespace
+
+extern "C" {
+
+// Softmax attention of one query per head; `half` says that keys and values are bfloat16. 1: a group of this size is not
+// compiled.
+int kvgauge_attend(const float* query, const void* keys, const void* values, const uint8_t* mask, float* mixed,
+                   float* lse, int64_t sequences, int64_t heads, int64_t group, int64_t rank_k, int64_t rank_v,
+                   int64_t tokens, int64_t block, const int64_t* key_strides, const int64_t* value_strides,
+                   int64_t mask_stride, float scaling, int threads, int half) {
+  Attention a{query, keys, values, mask, mixed, lse, sequences, heads, rank_k, rank_v, tokens, block, {}, {}, mask_stride, scaling, threads};
+  std::copy(key_strides, key_strides + 3, a.key_strides);
+  std::copy(value_strides, value_strides + 3, a.value_strides);
+  return half ? attend_group<uint16_t>(a, static_cast<int>(group)) : attend_group<float>(a, static_cast<int>(group));
+}
+
+// out (count, outs) = rows (count, in) · weightᵀ (outs, in), all contiguous.
+void kvgauge_narrow_product(const float* rows, const float* weight, float* out, int64_t count, int64_t in, int64_t outs,
+                            int threads) {
+  constexpr int64_t PIECE = 24;  // outputs of a task: their weights stay in a core's first cache for all rows
+  const int64_t pieces = (outs + PIECE - 1) / PIECE;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t piece = 0; piece < pieces; ++piece) {
+    const int64_t o = piece * PIECE, own = std::min(PIECE, outs - o);
+    for (int64_t r = 0; r < count; ++r) std::fill(out + r * outs + o, out + r * outs + o + own, 0.f);
+    int64_t r = 0;
+    for (; r + 4 <= count; r += 4)
+      product_rows<4>(rows + r * in, weight + o * in, out + r * outs + o, in, own, outs);
+    switch (count - r) {
+      case 3: product_rows<3>(rows + r * in, weight + o * in, out + r * outs + o, in, own, outs); break;
+      case 2: product_rows<2>(rows + r * in, weight + o * in, out + r * outs + o, in, own, outs); break;
+      case 1: product_rows<1>(rows + r * in, weight + o * in, out + r * outs + o, in, own, outs); break;
+      default: break;
+    }
+  }
+}
+
+}  // extern "C"
