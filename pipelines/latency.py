@@ -99,6 +99,8 @@ def run(cfg: DictConfig) -> None:
         "tpot_median_s",
         "tpot_over_static",
         "tpot_over_dynamic",
+        "tpot_over_one_pass",
+        "attention_of_bound",
         "mbu",
     )
     print(json.dumps({"directory": str(directory), "rows": [{key: row[key] for key in shown} for row in rows]}))
@@ -119,8 +121,8 @@ def _job(
     if row["cell"] in by_label:
         method = by_label[row["cell"]]
         node = {"_target_": f"{type(method).__module__}.{type(method).__qualname__}"} | method.config()
-    elif row["cell"] == latency.STATIC:
-        node = configuration.read("method", "full")
+    elif row["cell"] in (latency.STATIC, latency.ONE_PASS):
+        node = configuration.read("method", "full") | {"one_pass": row["cell"] == latency.ONE_PASS}
     return {
         "model": configuration.plain(cfg.model),
         "method": node,

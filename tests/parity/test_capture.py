@@ -76,3 +76,24 @@ def test_decode_steps_do_not_wait_for_the_device(name, tiny, fit, tokens):
             assert "_local_scalar_dense" not in operators.waiting
         else:
             assert operators.waiting == []
+
+
+@pytest.mark.parametrize("name", ["full", "kqsvd"])
+@torch.no_grad()
+def test_a_decode_step_is_one_graph(name, tiny, fit, tokens):
+    model = tiny("tiny/llama")
+    method = kvgauge.build_method(name)
+    caches = [method.new_cache(model, fit(method, "tiny/llama")) for _ in range(2)]
+    for cache in caches:
+        prefill(model, tokens(2, CONTEXT), cache)
+        cache.compress()
+    torch._dynamo.reset()
+    captured = torch.compile(model.forward, fullgraph=True, dynamic=True, backend="eager")
+    for step in range(2):
+        token = torch.full((2, 1), 5 + step)
+        expected, logits = (
+            forward(token, past_key_values=cache, use_cache=True).logits
+            for forward, cache in zip((model, captured), caches, strict=True)
+        )
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    torch._dynamo.reset()

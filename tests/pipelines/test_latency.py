@@ -52,13 +52,13 @@ def test_rows_and_the_last_line(root: Path, capsys: pytest.CaptureFixture[str]) 
     directory = Path(line["directory"])
     rows = read_json(directory / "latency.json")
     assert [(row["context_length"], row["cell"]) for row in rows] == [
-        (length, cell) for length in (70, 130) for cell in ("dynamic", "full", "kqsvd@0.5", "kqsvd@0.25")
+        (length, cell) for length in (70, 130) for cell in (*latency.UNCOMPRESSED, "kqsvd@0.5", "kqsvd@0.25")
     ]
     assert [row["cell"] for row in line["rows"]] == [row["cell"] for row in rows]
     assert {row["model"] for row in rows} == {"tiny/llama"}
     assert all(row["peak_bytes"] is None for row in rows)
     assert sorted(path.name for path in directory.iterdir()) == ["latency.json", META]
-    assert len(collect(latency_dirs=[directory]).latency) == 8  # the report can read it
+    assert len(collect(latency_dirs=[directory]).latency) == 10  # the report can read it
 
 
 def test_a_finished_run_is_not_repeated(root: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
@@ -89,14 +89,14 @@ def test_a_broken_run_goes_on_with_the_next_point(root: Path, capsys: pytest.Cap
     monkeypatch.setattr(latency, "measure_point", lambda *arguments: later.append(arguments[4]) or measure(*arguments))
     run(config(root))
     assert (seen, later) == ([70], [130])
-    assert read_json(directory / "latency.json")[:3] == json.loads(kept)
+    assert read_json(directory / "latency.json")[:4] == json.loads(kept)
     capsys.readouterr()
 
 
 def test_peak_memory_comes_from_processes_of_their_own(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(config(root, "latency.context_lengths=[70]", "latency.peak=true"))
     rows = read_json(Path(json.loads(capsys.readouterr().out.splitlines()[-1])["directory"]) / "latency.json")
-    assert len(rows) == 3
+    assert len(rows) == 4
     assert all(row["peak_bytes"] >= row["before_bytes"] > 0 for row in rows)
 
 

@@ -48,6 +48,16 @@ SUITED = "channel"
 LayerProjections = Callable[[int], HeadProjections]  # context length → the pairs of one layer
 
 
+def per_head(rows: Tensor, matrices: Tensor) -> Tensor:
+    """A few rows (batch, heads, count, m) times a matrix per head (heads, m, n): (batch, heads, count, n).
+
+    All sequences are one product per head; broadcasting would copy the matrices for every sequence.
+    """
+    batch, heads, count, _ = rows.shape
+    together = rows.transpose(0, 1).reshape(heads, batch * count, -1)
+    return (together @ matrices).view(heads, batch, count, -1).transpose(0, 1)
+
+
 class LatentSegment:
     """Latents (batch, num_key_value_heads, tokens, rank) as a segment of attention."""
 
@@ -68,8 +78,9 @@ class LatentSegment:
         """See `kvgauge.caches.attention.OnePassSegment`."""
         if not isinstance(self.keys, GrowingBuffer) or not isinstance(self.values, GrowingBuffer):
             return None
-        part = decode_attention(query @ self.projections.B, self.keys.view(), self.values.view(), scaling, mask)
-        return None if part is None else (part[0] @ self.projections.B_v.mT, part[1])
+        asked = per_head(query, self.projections.B)
+        part = decode_attention(asked, self.keys.view(), self.values.view(), scaling, mask)
+        return None if part is None else (per_head(part[0], self.projections.B_v.mT), part[1])
 
 
 class LatentLayer(TwoPhaseLayer):
@@ -112,8 +123,8 @@ class LatentLayer(TwoPhaseLayer):
             self.recent_keys.append(keys)
             self.recent_values.append(values)
             return  # the queries of this pass still see exact keys; `attend_compressed` lets the oldest go afterwards
-        self.latent_keys.append(keys @ self.projections.A)
-        self.latent_values.append(values @ self.projections.A_v)
+        self.latent_keys.append(per_head(keys, self.projections.A))
+        self.latent_values.append(per_head(values, self.projections.A_v))
 
     def attend_compressed(self, query: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
         mask = self.sinks.mask(attention_mask, query.shape[2], self.logical_length)

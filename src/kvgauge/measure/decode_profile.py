@@ -36,10 +36,11 @@ from kvgauge.models.facts import model_facts
 from kvgauge.stage import fail
 
 PARTS = {
-    "linear": ("aten::mm", "aten::addmm"),
+    "linear": ("aten::mm", "aten::addmm", "kvgauge::narrow_product"),
     "attention products": (
         "aten::bmm",
         "aten::baddbmm",
+        "kvgauge::decode_attention",
         "aten::_scaled_dot_product_flash_attention_for_cpu",
         "aten::_scaled_dot_product_efficient_attention",
         "aten::_scaled_dot_product_flash_attention",

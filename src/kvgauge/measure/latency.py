@@ -2,8 +2,9 @@
 
 A point is a batch size and a context length. A round fills a cache per contender, one after another, compresses it,
 and times decode steps; the order rotates from round to round. All ratios are medians over rounds of ratios within a
-round, so that a slow moment of the machine weighs on both sides. Two uncompressed caches are always there:
-transformers' DynamicCache, which copies the whole cache at every token, and a preallocated one, which does not.
+round, so that a slow moment of the machine weighs on both sides. Uncompressed caches are always there: transformers'
+DynamicCache, which copies the whole cache at every token, a preallocated one, which does not, both with torch's own
+attention, and where compressed caches decode with a compiled kernel, a preallocated one that does so too.
 
 Run as a module, it measures the peak memory of one cell (see `kvgauge.measure.memory.peak_of`).
 """
@@ -36,11 +37,14 @@ from kvgauge.measure.memory import reset_peak, resident_nbytes
 from kvgauge.methods.base import Method
 from kvgauge.methods.building import build_method
 from kvgauge.methods.fitted import Fitted
+from kvgauge.methods.full import Full
 from kvgauge.models.facts import model_facts, weights_nbytes
 from kvgauge.models.loading import load_model
+from kvgauge.native.decode_attention import applies
 
 PREFILLS = ("real", "synthetic")
-DYNAMIC, STATIC = "dynamic", "full"
+DYNAMIC, STATIC, ONE_PASS = "dynamic", "full", "full-one-pass"
+UNCOMPRESSED = (DYNAMIC, STATIC, ONE_PASS)
 
 Row = dict[str, Any]
 
@@ -167,17 +171,27 @@ def contender(model: PreTrainedModel, method: Method, fitted: Fitted | None) -> 
 
 
 def baselines(model: PreTrainedModel) -> list[Contender]:
-    """The two uncompressed caches: concatenating and preallocated."""
+    """The uncompressed caches: concatenating, preallocated, and preallocated for the compiled kernel where there is one."""
+    facts = model_facts(model)
+    # in the layout that the kernel reads: the tokens of a dimension side by side
+    states = torch.empty(1, 1, facts.head_dim, 1, dtype=model.dtype, device=model.device).mT
+    compiled = facts.latent is None and applies(states.expand(1, 1, facts.num_key_value_groups, -1), states, states)
     return [
         Contender(DYNAMIC, "dynamic", None, lambda tokens: DynamicCache(), compresses=False),
-        Contender(
-            STATIC,
-            "full",
-            None,
-            lambda tokens: build_method("full", reserve=tokens).new_cache(model),
-            compresses=False,
-        ),
+        uncompressed(model),
+        *([uncompressed(model, one_pass=True)] if compiled else []),
     ]
+
+
+def uncompressed(model: PreTrainedModel, *, one_pass: bool = False) -> Contender:
+    """The preallocated uncompressed cache, with torch's attention or the compiled kernel."""
+    return Contender(
+        ONE_PASS if one_pass else STATIC,
+        "full",
+        None,
+        lambda tokens: build_method("full", reserve=tokens, one_pass=one_pass).new_cache(model),
+        compresses=one_pass,  # the kernel's layout is made after the prefill
+    )
 
 
 @dataclass
@@ -236,7 +250,8 @@ def measure_point(
         model: ``weights_nbytes``.
         ``bandwidth`` is the copy bandwidth (bytes/s) of this point, ``mbu`` the share of it that a decode step
         reaches (weights and cache read once), ``attention_of_bound`` the bound of reading the cache once over
-        ``attention_s``. Ratios: ``tpot_over_static``, ``tpot_over_dynamic``, ``ttft_over_static``.
+        ``attention_s``. Ratios: ``tpot_over_static``, ``tpot_over_dynamic``, ``tpot_over_one_pass`` (to the
+        uncompressed cache with the compiled kernel, None where there is none), ``ttft_over_static``.
 
     Raises:
         UserError: ``prefill: synthetic`` with a method that compresses while it prefills.
@@ -262,8 +277,13 @@ def measure_point(
             progress(f"batch {batch}, {context_length} tokens, round {index + 1}, {contenders[chosen].cell}")
             _time_once(model, contenders[chosen], config, ids, source, timings[chosen])
     bandwidth = max(bandwidths)
+    uncompressed_timings = {
+        one.cell: times
+        for one, times in zip(contenders, timings, strict=True)
+        if one.cell in UNCOMPRESSED
+    }
     return [
-        _row(model, one, times, timings, bandwidth, batch, context_length)
+        _row(model, one, times, uncompressed_timings, bandwidth, batch, context_length)
         for one, times in zip(contenders, timings, strict=True)
     ]
 
@@ -350,12 +370,12 @@ def _row(
     model: PreTrainedModel,
     one: Contender,
     times: Timings,
-    everyone: Sequence[Timings],
+    uncompressed: Mapping[str, Timings],
     bandwidth: float,
     batch: int,
     context_length: int,
 ) -> Row:
-    dynamic, static = everyone[0], everyone[1]
+    static = uncompressed[STATIC]
     rounds = range(len(times.steps))
     steps = [seconds for steps in times.steps for seconds in steps]
     median = statistics.median(steps)
@@ -382,8 +402,12 @@ def _row(
         "peak_bytes": None,
         "bandwidth": bandwidth,
         "mbu": utilisation(weight_nbytes(model) + read, median, bandwidth),
-        "tpot_over_static": statistics.median(times.tpot(index) / static.tpot(index) for index in rounds),
-        "tpot_over_dynamic": statistics.median(times.tpot(index) / dynamic.tpot(index) for index in rounds),
+        **{
+            f"tpot_over_{name}": statistics.median(times.tpot(index) / uncompressed[cell].tpot(index) for index in rounds)
+            if cell in uncompressed
+            else None
+            for name, cell in (("static", STATIC), ("dynamic", DYNAMIC), ("one_pass", ONE_PASS))
+        },
         "ttft_over_static": _median([first / plain for first, plain in zip(firsts, static.firsts(), strict=True)]),
     }
 
@@ -409,7 +433,10 @@ def run_alone(job: Mapping[str, Any]) -> dict[str, int]:
     else:
         method: Method = configuration.build(job["method"], "method")
         fitted = Fitted.load(Path(job["projections"])) if job["projections"] else None
-        one = baselines(model)[1] if method.label == STATIC else contender(model, method, fitted)
+        if isinstance(method, Full):
+            one = uncompressed(model, one_pass=method.one_pass)
+        else:
+            one = contender(model, method, fitted)
     generator = torch.Generator().manual_seed(config.seed)
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (job["batch"], job["context_length"]), generator=generator).to(model.device)

@@ -13,7 +13,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from kvgauge.native.library import library
+from kvgauge.native.library import available, library
 from kvgauge.native.operators import OPERATORS, pointer
 
 MOST_GROUPED = 8  # queries that read the same keys; larger groups are fast enough as products of matrices
@@ -58,7 +58,7 @@ def applies(query: Tensor, keys: Tensor, values: Tensor) -> bool:
         and keys.stride(2) == values.stride(2) == 1
         and keys.shape[2] > 0
         and not (torch.is_grad_enabled() and (query.requires_grad or keys.requires_grad or values.requires_grad))
-        and library() is not None
+        and available()
     )
 
 

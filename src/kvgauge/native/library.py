@@ -18,6 +18,8 @@ import warnings
 from functools import cache
 from pathlib import Path
 
+import torch
+
 from kvgauge.user_cache import cache_root
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
@@ -48,6 +50,12 @@ def library() -> ctypes.CDLL | None:
         reason = lines[0] if lines else type(error).__name__
         warnings.warn(f"decode steps run without compiled kernels: {compiler}: {reason}", stacklevel=2)
         return None
+
+
+@torch.compiler.assume_constant_result
+def available() -> bool:
+    """There are compiled kernels. `torch.compile` takes the answer as it was when it traced."""
+    return library() is not None
 
 
 def _identity(compiler: str) -> str:

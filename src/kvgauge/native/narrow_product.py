@@ -7,7 +7,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from kvgauge.native.library import library
+from kvgauge.native.library import available, library
 from kvgauge.native.operators import OPERATORS, pointer
 
 OPERATORS.define("narrow_product(Tensor rows, Tensor weight) -> Tensor")
@@ -22,7 +22,7 @@ def narrow_product(rows: Tensor, weight: Tensor) -> Tensor | None:
         or weight.dtype != torch.float32
         or not weight.is_contiguous()
         or (torch.is_grad_enabled() and (rows.requires_grad or weight.requires_grad))
-        or library() is None
+        or not available()
     ):
         return None
     return torch.ops.kvgauge.narrow_product(rows, weight)

@@ -306,7 +306,8 @@ def _latency(draft: _Draft, measured: Measurements, table: pd.DataFrame, palette
                 "how far its 95th percentile reaches.",
             )
         )
-    blocks.append(_table(table, "Table", "static and dynamic are transformers' own uncompressed caches."))
+    blocks.append(_table(table, "Table", "Uncompressed caches: dynamic is transformers' own, static (full) is preallocated, and one-pass is preallocated and "
+            "decodes with the compiled kernel that compressed caches decode with."))
     draft.sections.append(Section("Latency and memory", blocks=blocks))
 
 

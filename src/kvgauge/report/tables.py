@@ -32,6 +32,7 @@ TITLES = {
     WEIGHTS: "weights",
     "tpot_over_static": "TPOT / static",
     "tpot_over_dynamic": "TPOT / dynamic",
+    "tpot_over_one_pass": "TPOT / one-pass",
     "ttft_over_static": "TTFT / static",
     "context_length": "context",
     "timed_at": "timed at",
@@ -96,7 +97,7 @@ def latency_table(latency: Sequence[Row]) -> pd.DataFrame:
     keys = [name for name in LATENCY_KEY if name in frame]
     numbers = [*TIMES, "tokens_per_s", "nbytes", "peak_bytes", "tpot_over_static", "tpot_over_dynamic"]
     numbers.append("ttft_over_static")
-    numbers += [name for name in (WEIGHTS,) if name in frame]
+    numbers += [name for name in ("tpot_over_one_pass", WEIGHTS) if name in frame]
     frame[["budget", *numbers]] = frame[["budget", *numbers]].apply(pd.to_numeric)
     return frame.groupby(keys, dropna=False, as_index=False)[numbers].median()
 

@@ -1,0 +1,58 @@
+"""Building the kernels: once, whole or not at all, and never a reason to fail."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kvgauge.native.library import library
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch, tmp_path):
+    """Nothing built yet, nothing remembered."""
+    monkeypatch.setenv("KVGAUGE_CACHE", str(tmp_path))
+    library.cache_clear()
+    yield
+    library.cache_clear()
+
+
+def built(root: Path) -> list[Path]:
+    return sorted((root / "native").iterdir()) if (root / "native").is_dir() else []
+
+
+def test_it_is_built_once(tmp_path, monkeypatch):
+    assert library() is not None
+    [path] = built(tmp_path)
+    assert path.suffix == ".so"
+    library.cache_clear()
+    monkeypatch.setattr(subprocess, "run", None)  # a second build would fail
+    assert library() is not None
+
+
+def test_it_can_be_done_without(tmp_path, monkeypatch):
+    monkeypatch.setenv("KVGAUGE_NATIVE", "0")
+    assert library() is None and not built(tmp_path)
+
+
+def test_a_compiler_that_fails_is_named_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", sys.executable)
+    with pytest.warns(UserWarning, match="decode steps run without compiled kernels"):
+        assert library() is None
+    assert not built(tmp_path)
+
+
+def test_no_compiler_is_no_error(tmp_path, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert library() is None
+    assert not built(tmp_path)
+
+
+def test_loading_it_leaves_denormal_numbers_alone():
+    code = "from kvgauge.native.library import library; assert library(); print(5e-324 * 1.0 > 0, 1e-310 / 10 > 0)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert result.stdout.split() == ["True", "True"]
