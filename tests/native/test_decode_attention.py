@@ -43,6 +43,23 @@ def test_output_and_normalisers_are_those_of_the_dense_formula(group, tokens, dt
     torch.testing.assert_close(lse.double(), normalisers, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("projected", [(True, False), (False, True), (True, True)])
+def test_queries_and_outputs_are_projected_on_the_way(projected, dtype):
+    torch.manual_seed(0)
+    keys, values = side_by_side(2, 3, 700, 6, dtype), side_by_side(2, 3, 700, 7, dtype)
+    asking = torch.randn(3, 16, 6).to(dtype) if projected[0] else None
+    expansion = torch.randn(3, 16, 7).to(dtype) if projected[1] else None
+    query = torch.randn(2, 3, 2, 16 if projected[0] else 6).to(dtype)
+    output, lse = decode_attention(query, keys, values, 0.3, asking=asking, expansion=expansion)
+    asked = query.double() if asking is None else query.double() @ asking.double()
+    expected, normalisers = dense(asked, keys, values, 0.3, None)
+    expected = expected if expansion is None else expected @ expansion.double().mT
+    close = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 1e-2}
+    torch.testing.assert_close(output.double(), expected, **close)
+    torch.testing.assert_close(lse.double(), normalisers, rtol=1e-4, atol=1e-4)
+
+
 def test_scores_far_apart_neither_overflow_nor_vanish():
     torch.manual_seed(0)
     query, keys = torch.randn(1, 1, 2, 4) * 300, side_by_side(1, 1, 1500, 4, torch.float32)
@@ -89,4 +106,5 @@ def test_without_a_compiler_it_does_not_apply(monkeypatch):
 
 def test_the_operator_can_be_traced():
     query, rows = torch.randn(1, 2, 2, 8), side_by_side(1, 2, 20, 8, torch.float32)
-    torch.library.opcheck(torch.ops.kvgauge.decode_attention, (query, rows, rows, 0.3, None))
+    asking, expansion = torch.randn(2, 8, 8), torch.randn(2, 5, 8)
+    torch.library.opcheck(torch.ops.kvgauge.decode_attention, (query, rows, rows, asking, expansion, 0.3, None))

@@ -8,6 +8,7 @@ this function set behaves as before with every other cache.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -65,10 +66,10 @@ class Segment(Protocol):
         ...
 
 
-@runtime_checkable
-class OnePassSegment(Segment, Protocol):
-    """A segment that one query per head can attend to in a single pass over its entries."""
+class OnePassSegment(ABC):
+    """A `Segment` that one query per head can attend to in a single pass over its entries."""
 
+    @abstractmethod
     def attend_once(self, query: Tensor, scaling: float, mask: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """Its own attention output and log-normalisers, see `kvgauge.native.decode_attention`; None where it cannot.
 
@@ -77,7 +78,6 @@ class OnePassSegment(Segment, Protocol):
             scaling: factor on the scores.
             mask: (batch, entries), False hides an entry; None hides none.
         """
-        ...
 
 
 def attention_forward(
@@ -118,7 +118,9 @@ def exact_attention(
     kv_heads, tokens = keys.shape[1:3]
     if queries == 1 and _hides_only(attention_mask):
         seen = _seen(attention_mask, batch, tokens)
-        fused = decode_attention(query.reshape(batch, kv_heads, heads // kv_heads, head_dim), keys, values, scaling, seen)
+        fused = decode_attention(
+            query.reshape(batch, kv_heads, heads // kv_heads, head_dim), keys, values, scaling, seen
+        )
         if fused is not None:
             return fused[0].reshape(batch, 1, heads, values.shape[-1])
     if queries == 1 and attention_mask is None:
@@ -203,7 +205,7 @@ def _attend_one(
     output, _ = parts[0]
     if len(parts) > 1:
         shares = torch.softmax(torch.stack([lse for _, lse in parts]), dim=0).to(query.dtype)
-        output = sum(part * share[..., None] for (part, _), share in zip(parts, shares, strict=True))  # type: ignore[assignment]
+        output = sum(part * share[..., None] for (part, _), share in zip(parts, shares, strict=True))
     return output.reshape(batch, 1, heads, -1)
 
 

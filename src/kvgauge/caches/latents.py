@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvgauge.caches.attention import Segment, segmented_attention
+from kvgauge.caches.attention import OnePassSegment, Segment, segmented_attention
 from kvgauge.caches.buffers import GROWTH_STEP, GrowingBuffer
 from kvgauge.caches.rows import RowBuffer
 from kvgauge.caches.sinks import ExactSinks
@@ -21,6 +21,7 @@ from kvgauge.caches.storage_layer import StoredSegment
 from kvgauge.caches.two_phase import TwoPhaseLayer
 from kvgauge.errors import UserError
 from kvgauge.native.decode_attention import decode_attention
+from kvgauge.native.head_projection import head_projection
 
 
 @dataclass(frozen=True)
@@ -48,17 +49,7 @@ SUITED = "channel"
 LayerProjections = Callable[[int], HeadProjections]  # context length → the pairs of one layer
 
 
-def per_head(rows: Tensor, matrices: Tensor) -> Tensor:
-    """A few rows (batch, heads, count, m) times a matrix per head (heads, m, n): (batch, heads, count, n).
-
-    All sequences are one product per head; broadcasting would copy the matrices for every sequence.
-    """
-    batch, heads, count, _ = rows.shape
-    together = rows.transpose(0, 1).reshape(heads, batch * count, -1)
-    return (together @ matrices).view(heads, batch, count, -1).transpose(0, 1)
-
-
-class LatentSegment:
+class LatentSegment(OnePassSegment):
     """Latents (batch, num_key_value_heads, tokens, rank) as a segment of attention."""
 
     def __init__(self, keys: RowBuffer, values: RowBuffer, projections: HeadProjections) -> None:
@@ -78,9 +69,9 @@ class LatentSegment:
         """See `kvgauge.caches.attention.OnePassSegment`."""
         if not isinstance(self.keys, GrowingBuffer) or not isinstance(self.values, GrowingBuffer):
             return None
-        asked = per_head(query, self.projections.B)
-        part = decode_attention(asked, self.keys.view(), self.values.view(), scaling, mask)
-        return None if part is None else (per_head(part[0], self.projections.B_v.mT), part[1])
+        pairs = self.projections
+        keys, values = self.keys.view(), self.values.view()
+        return decode_attention(query, keys, values, scaling, mask, asking=pairs.B, expansion=pairs.B_v)
 
 
 class LatentLayer(TwoPhaseLayer):
@@ -123,8 +114,12 @@ class LatentLayer(TwoPhaseLayer):
             self.recent_keys.append(keys)
             self.recent_values.append(values)
             return  # the queries of this pass still see exact keys; `attend_compressed` lets the oldest go afterwards
-        self.latent_keys.append(per_head(keys, self.projections.A))
-        self.latent_values.append(per_head(values, self.projections.A_v))
+        for latents, rows, matrices in (
+            (self.latent_keys, keys, self.projections.A),
+            (self.latent_values, values, self.projections.A_v),
+        ):
+            projected = head_projection(rows, matrices)
+            latents.append(rows @ matrices if projected is None else projected)
 
     def attend_compressed(self, query: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
         mask = self.sinks.mask(attention_mask, query.shape[2], self.logical_length)

@@ -58,9 +58,7 @@ class PreallocatedLayer(PairLayer):
     """
 
     def __init__(self, reserve: int = 0, *, dimension_major: bool = False) -> None:
-        super().__init__(
-            GrowingBuffer(dimension_major=dimension_major), GrowingBuffer(dimension_major=dimension_major)
-        )
+        super().__init__(GrowingBuffer(dimension_major=dimension_major), GrowingBuffer(dimension_major=dimension_major))
         self.reserved = reserve
         self.exact_keys.reserve(reserve)
         self.exact_values.reserve(reserve)

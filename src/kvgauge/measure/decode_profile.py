@@ -5,7 +5,9 @@
 
 Every cell's cache is filled with random keys and values and compressed; `torch.profiler` then sums the time inside each
 operator over a few steps. ``--plain-linear`` takes torch's own linear layers instead of
-`kvgauge.models.narrow_linear`. The last line is one JSON object: seconds of a step, by part.
+`kvgauge.models.narrow_linear`, ``KVGAUGE_NATIVE=0`` before the command does without compiled kernels, and ``--compile``
+captures the whole step as one graph with `torch.compile` (minutes of compiling per cell on a CPU). The last line is one
+JSON object: seconds of a step, by part.
 """
 
 from __future__ import annotations
@@ -119,11 +121,12 @@ def measure(model: PreTrainedModel, options: argparse.Namespace) -> dict[str, di
     shape = (options.batch, facts.num_key_value_heads, options.tokens, facts.head_dim)
     states = torch.randn(shape, generator=generator).to(model.device, model.dtype)
     token = torch.zeros(options.batch, 1, dtype=torch.long, device=model.device)
+    forward = torch.compile(model.forward, fullgraph=True, dynamic=True) if options.compile else model
     seconds = {}
     for cell in cells:
         cache = filled(model, cell.new_cache, states, 2 * options.steps + WARMUP)
         seconds[cell.cell] = step_profile(
-            partial(model, input_ids=token, past_key_values=cache, use_cache=True), options.steps
+            partial(forward, input_ids=token, past_key_values=cache, use_cache=True), options.steps
         )
         del cache
         gc.collect()
@@ -140,6 +143,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--plain-linear", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="capture the step with torch.compile")
     options = parser.parse_args()
     try:
         model, _ = kvgauge.load_model(options.model)

@@ -171,7 +171,7 @@ def contender(model: PreTrainedModel, method: Method, fitted: Fitted | None) -> 
 
 
 def baselines(model: PreTrainedModel) -> list[Contender]:
-    """The uncompressed caches: concatenating, preallocated, and preallocated for the compiled kernel where there is one."""
+    """The uncompressed caches: concatenating, preallocated, and one for the compiled kernel where there is one."""
     facts = model_facts(model)
     # in the layout that the kernel reads: the tokens of a dimension side by side
     states = torch.empty(1, 1, facts.head_dim, 1, dtype=model.dtype, device=model.device).mT
@@ -278,9 +278,7 @@ def measure_point(
             _time_once(model, contenders[chosen], config, ids, source, timings[chosen])
     bandwidth = max(bandwidths)
     uncompressed_timings = {
-        one.cell: times
-        for one, times in zip(contenders, timings, strict=True)
-        if one.cell in UNCOMPRESSED
+        one.cell: times for one, times in zip(contenders, timings, strict=True) if one.cell in UNCOMPRESSED
     }
     return [
         _row(model, one, times, uncompressed_timings, bandwidth, batch, context_length)
@@ -403,7 +401,9 @@ def _row(
         "bandwidth": bandwidth,
         "mbu": utilisation(weight_nbytes(model) + read, median, bandwidth),
         **{
-            f"tpot_over_{name}": statistics.median(times.tpot(index) / uncompressed[cell].tpot(index) for index in rounds)
+            f"tpot_over_{name}": statistics.median(
+                times.tpot(index) / uncompressed[cell].tpot(index) for index in rounds
+            )
             if cell in uncompressed
             else None
             for name, cell in (("static", STATIC), ("dynamic", DYNAMIC), ("one_pass", ONE_PASS))

@@ -26,8 +26,8 @@ class Full(Method, Projector):
 
     Attributes:
         reserve: tokens to hold room for from the start; the latency stage's preallocated baseline.
-        one_pass: after the context, keep the tokens of a dimension side by side and decode with the compiled kernel that
-            compressed caches decode with, where there is one; otherwise with torch's attention.
+        one_pass: after the context, keep the tokens of a dimension side by side and decode with the compiled kernel
+            that compressed caches decode with, where there is one; otherwise with torch's attention.
 
     Raises:
         UserError: a budget below 1, which an uncompressed cache cannot reach.

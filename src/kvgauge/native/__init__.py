@@ -1,1 +1,1 @@
-"""Products of a handful of rows, compiled for the CPU that runs them; batched products do the same where none can be."""
+"""Products of a handful of rows, compiled for the CPU at hand; torch's own products do the same, slower."""

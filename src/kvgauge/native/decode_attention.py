@@ -23,29 +23,46 @@ LONG_BLOCK, SHORT_BLOCK = 2048, 512
 ENOUGH_TASKS = 32
 
 OPERATORS.define(
-    "decode_attention(Tensor query, Tensor keys, Tensor values, float scaling, Tensor? mask) -> (Tensor, Tensor)"
+    "decode_attention(Tensor query, Tensor keys, Tensor values, Tensor? asking, Tensor? expansion, float scaling, "
+    "Tensor? mask) -> (Tensor, Tensor)"
 )
 
 
 def decode_attention(
-    query: Tensor, keys: Tensor, values: Tensor, scaling: float, mask: Tensor | None = None
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scaling: float,
+    mask: Tensor | None = None,
+    *,
+    asking: Tensor | None = None,
+    expansion: Tensor | None = None,
 ) -> tuple[Tensor, Tensor] | None:
     """The attention output and its log-normalisers, or None where the compiled kernel does not apply.
 
     Args:
-        query: (batch, num_key_value_heads, group, rank_k).
+        query: (batch, num_key_value_heads, group, query_dim).
         keys, values: (batch, num_key_value_heads, tokens, rank_k) and (…, rank_v), views of storage in which the tokens
             of a dimension stand side by side.
         scaling: factor on the scores.
         mask: (batch, tokens), False hides a token; None hides none.
+        asking: (num_key_value_heads, query_dim, rank_k), contiguous: keys are asked with ``query @ asking``; None asks
+            with the query.
+        expansion: (num_key_value_heads, output_dim, rank_v), contiguous: weighted sums of the values are expanded by
+            ``@ expansionᵀ``; None leaves them.
 
     Returns:
-        (batch, num_key_value_heads, group, rank_v) in the dtype of `query`, and (batch, num_key_value_heads, group) in
-        float32.
+        (batch, num_key_value_heads, group, output_dim) in the dtype of `query`, and (batch, num_key_value_heads, group)
+        in float32.
     """
     if not applies(query, keys, values):
         return None
-    return torch.ops.kvgauge.decode_attention(query, keys, values, scaling, mask)
+    if torch.compiler.is_compiling():
+        attended: tuple[Tensor, Tensor] = torch.ops.kvgauge.decode_attention(
+            query, keys, values, asking, expansion, scaling, mask
+        )
+        return attended
+    return _decode_attention(query, keys, values, asking, expansion, scaling, mask)
 
 
 def applies(query: Tensor, keys: Tensor, values: Tensor) -> bool:
@@ -64,46 +81,64 @@ def applies(query: Tensor, keys: Tensor, values: Tensor) -> bool:
 
 @torch.library.impl(OPERATORS, "decode_attention", "CPU")
 def _decode_attention(
-    query: Tensor, keys: Tensor, values: Tensor, scaling: float, mask: Tensor | None
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    asking: Tensor | None,
+    expansion: Tensor | None,
+    scaling: float,
+    mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     kernels = library()
     assert kernels is not None
-    batch, heads, group, rank_k = query.shape
+    batch, heads, group, query_dim = query.shape
     tokens, rank_v = values.shape[2:]
+    output_dim = rank_v if expansion is None else expansion.shape[1]
     asked = query.float().contiguous()
-    mixed = torch.empty(batch, heads, group, rank_v)
-    lse = torch.empty(batch, heads, group)
     seen = None if mask is None else mask.contiguous()
-    long = batch * heads * tokens >= ENOUGH_TASKS * LONG_BLOCK
+    output = torch.empty(batch, heads, group, output_dim)
+    lse = torch.empty(batch, heads, group)
+    block = LONG_BLOCK if batch * heads * tokens >= ENOUGH_TASKS * LONG_BLOCK else SHORT_BLOCK
+    key_strides, value_strides = keys.stride(), values.stride()
     failed = kernels.kvgauge_attend(
         pointer(asked),
         pointer(keys),
         pointer(values),
+        pointer(asking),
+        pointer(expansion),
         pointer(seen),
-        pointer(mixed),
+        pointer(output),
         pointer(lse),
-        *map(ctypes.c_int64, (batch, heads, group, rank_k, rank_v, tokens, LONG_BLOCK if long else SHORT_BLOCK)),
-        _strides(keys),
-        _strides(values),
-        ctypes.c_int64(0 if seen is None else seen.stride(0)),
+        _SIZES(batch, heads, group, query_dim, output_dim, keys.shape[3], rank_v, tokens, block),
+        _STRIDES(
+            *(key_strides[0], key_strides[1], key_strides[3]),
+            *(value_strides[0], value_strides[1], value_strides[3]),
+            0 if seen is None else seen.stride(0),
+        ),
         ctypes.c_float(scaling),
         ctypes.c_int(torch.get_num_threads()),
         ctypes.c_int(keys.dtype == torch.bfloat16),
     )
     assert not failed
-    return mixed.to(query.dtype), lse
+    return output.to(query.dtype), lse
+
+
+_SIZES, _STRIDES = ctypes.c_int64 * 9, ctypes.c_int64 * 7
 
 
 @torch.library.register_fake("kvgauge::decode_attention", lib=OPERATORS)
 def _shapes(
-    query: Tensor, keys: Tensor, values: Tensor, scaling: float, mask: Tensor | None
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    asking: Tensor | None,
+    expansion: Tensor | None,
+    scaling: float,
+    mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     batch, heads, group, _ = query.shape
-    return query.new_empty(batch, heads, group, values.shape[3]), query.new_empty(
-        batch, heads, group, dtype=torch.float32
+    output_dim = values.shape[3] if expansion is None else expansion.shape[1]
+    return (
+        query.new_empty(batch, heads, group, output_dim),
+        query.new_empty(batch, heads, group, dtype=torch.float32),
     )
-
-
-def _strides(rows: Tensor) -> ctypes.Array[ctypes.c_int64]:
-    """Of sequences, heads and dimensions."""
-    return (ctypes.c_int64 * 3)(rows.stride(0), rows.stride(1), rows.stride(3))

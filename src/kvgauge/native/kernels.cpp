@@ -60,16 +60,39 @@ inline void add_products(const float* weights, int64_t weight_stride, const T* r
 }
 
 struct Attention {
-  const float* query;   // (sequences · heads, G, rank_k)
-  const void *keys, *values;  // (sequences, heads, rank, tokens), tokens of a dimension side by side
-  const uint8_t* mask;  // (sequences, tokens), 0 hides a token; null: none is hidden
-  float *mixed, *lse;   // (sequences · heads, G, rank_v) and (sequences · heads, G)
-  int64_t sequences, heads, rank_k, rank_v, tokens, block;
+  const float* query;                // (sequences · heads, G, query_dim)
+  const void *keys, *values;         // (sequences, heads, rank, tokens), tokens of a dimension side by side
+  const void *asking, *expansion;    // (heads, query_dim, rank_k) and (heads, output_dim, rank_v); null: the identity
+  const uint8_t* mask;               // (sequences, tokens), 0 hides a token; null: none is hidden
+  float *output, *lse;               // (sequences · heads, G, output_dim) and (sequences · heads, G)
+  int64_t sequences, heads, query_dim, output_dim, rank_k, rank_v, tokens, block;
   int64_t key_strides[3], value_strides[3];  // of sequences, heads and dimensions, in numbers
   int64_t mask_stride;
   float scaling;
   int threads;
 };
+
+// out (count, outs) = factor · rows (count, in) · matrix (in, outs)
+template <typename T>
+void project(const float* rows, const T* matrix, float* out, int64_t count, int64_t in, int64_t outs, float factor) {
+  std::fill(out, out + count * outs, 0.f);
+  for (int64_t r = 0; r < count; ++r)
+    for (int64_t j = 0; j < in; ++j) {
+      const float x = rows[r * in + j] * factor;
+      for (int64_t i = 0; i < outs; ++i) out[r * outs + i] += x * number(matrix[j * outs + i]);
+    }
+}
+
+// The queries of one head as its keys are asked, scaled.
+template <int G, typename T>
+void ask(const Attention& a, int64_t pair, float* asked) {
+  const float* query = a.query + pair * G * a.query_dim;
+  const T* asking = static_cast<const T*>(a.asking);
+  if (asking)
+    project(query, asking + pair % a.heads * a.query_dim * a.rank_k, asked, G, a.query_dim, a.rank_k, a.scaling);
+  else
+    for (int64_t i = 0; i < G * a.rank_k; ++i) asked[i] = query[i] * a.scaling;
+}
 
 // One block of tokens for one head: unnormalised sums, their largest score and the sum of their weights.
 template <int G, typename T>
@@ -110,41 +133,58 @@ void attend_block(const Attention& a, int64_t pair, int64_t start, int64_t count
     add_products<G, 1>(scores, a.block, values + row * a.value_strides[2], a.value_strides[2], count, mixed + row, a.rank_v);
 }
 
-// Blocks of tokens are independent tasks; their sums are joined afterwards by their largest scores.
+// Waking the other threads costs about as long as one core takes to read this much.
+constexpr int64_t ALONE_BYTES = 1 << 20;
+
+// The blocks of one head joined by their largest scores, normalised and expanded.
+template <int G, typename T>
+void join(const Attention& a, int64_t pair, const float* parts, int64_t part, int64_t blocks) {
+  const T* expansion = static_cast<const T*>(a.expansion);
+  if (expansion) expansion += pair % a.heads * a.output_dim * a.rank_v;
+  std::vector<float> mixed(a.rank_v);
+  for (int g = 0; g < G; ++g) {
+    float top = LOWEST, sum = 0.f;
+    for (int64_t b = 0; b < blocks; ++b) top = std::max(top, parts[b * part + G * a.rank_v + g]);
+    std::fill(mixed.begin(), mixed.end(), 0.f);
+    for (int64_t b = 0; b < blocks; ++b) {
+      const float* own = parts + b * part;
+      const float share = expf(own[G * a.rank_v + g] - top);
+      sum += share * own[G * a.rank_v + G + g];
+      for (int64_t i = 0; i < a.rank_v; ++i) mixed[i] += share * own[g * a.rank_v + i];
+    }
+    for (float& x : mixed) x /= sum;
+    a.lse[pair * G + g] = top + logf(sum);
+    float* output = a.output + (pair * G + g) * a.output_dim;
+    if (!expansion) std::copy(mixed.begin(), mixed.end(), output);
+    else
+      for (int64_t j = 0; j < a.output_dim; ++j) {
+        float x = 0.f;
+        for (int64_t i = 0; i < a.rank_v; ++i) x += mixed[i] * number(expansion[j * a.rank_v + i]);
+        output[j] = x;
+      }
+  }
+}
+
+// Blocks of tokens are independent tasks; one thread joins them.
 template <int G, typename T>
 void attend(const Attention& a) {
   const int64_t pairs = a.sequences * a.heads, blocks = (a.tokens + a.block - 1) / a.block;
   const int64_t part = G * (a.rank_v + 2);  // sums, largest scores, totals
   std::vector<float> parts(pairs * blocks * part);
-#pragma omp parallel num_threads(a.threads)
+  const int64_t bytes = pairs * a.tokens * (a.rank_k + a.rank_v) * static_cast<int64_t>(sizeof(T));
+#pragma omp parallel num_threads(a.threads) if (bytes > ALONE_BYTES)
   {
     std::vector<float> scores(G * a.block), query(G * a.rank_k);
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int64_t task = 0; task < pairs * blocks; ++task) {
       const int64_t pair = task / blocks, start = task % blocks * a.block;
-      for (int64_t i = 0; i < G * a.rank_k; ++i) query[i] = a.query[pair * G * a.rank_k + i] * a.scaling;
+      ask<G, T>(a, pair, query.data());
       float* mixed = parts.data() + task * part;
       attend_block<G, T>(a, pair, start, std::min(a.block, a.tokens - start), scores.data(), query.data(), mixed,
                          mixed + G * a.rank_v, mixed + G * a.rank_v + G);
     }
-#pragma omp for schedule(static)
-    for (int64_t pair = 0; pair < pairs; ++pair)
-      for (int g = 0; g < G; ++g) {
-        const float* first = parts.data() + pair * blocks * part;
-        float top = LOWEST, sum = 0.f;
-        for (int64_t b = 0; b < blocks; ++b) top = std::max(top, first[b * part + G * a.rank_v + g]);
-        float* mixed = a.mixed + (pair * G + g) * a.rank_v;
-        std::fill(mixed, mixed + a.rank_v, 0.f);
-        for (int64_t b = 0; b < blocks; ++b) {
-          const float* own = first + b * part;
-          const float share = expf(own[G * a.rank_v + g] - top);
-          sum += share * own[G * a.rank_v + G + g];
-          for (int64_t i = 0; i < a.rank_v; ++i) mixed[i] += share * own[g * a.rank_v + i];
-        }
-        for (int64_t i = 0; i < a.rank_v; ++i) mixed[i] /= sum;
-        a.lse[pair * G + g] = top + logf(sum);
-      }
   }
+  for (int64_t pair = 0; pair < pairs; ++pair) join<G, T>(a, pair, parts.data() + pair * blocks * part, part, blocks);
 }
 
 template <typename T>
@@ -174,16 +214,35 @@ void product_rows(const float* rows, const float* weight, float* out, int64_t in
 
 extern "C" {
 
-// Softmax attention of one query per head; `half` says that keys and values are bfloat16. 1: a group of this size is not
-// compiled.
-int kvgauge_attend(const float* query, const void* keys, const void* values, const uint8_t* mask, float* mixed,
-                   float* lse, int64_t sequences, int64_t heads, int64_t group, int64_t rank_k, int64_t rank_v,
-                   int64_t tokens, int64_t block, const int64_t* key_strides, const int64_t* value_strides,
-                   int64_t mask_stride, float scaling, int threads, int half) {
-  Attention a{query, keys, values, mask, mixed, lse, sequences, heads, rank_k, rank_v, tokens, block, {}, {}, mask_stride, scaling, threads};
-  std::copy(key_strides, key_strides + 3, a.key_strides);
-  std::copy(value_strides, value_strides + 3, a.value_strides);
-  return half ? attend_group<uint16_t>(a, static_cast<int>(group)) : attend_group<float>(a, static_cast<int>(group));
+// Softmax attention of one query per head; see Attention for the shapes. `sizes`: sequences, heads, group, query_dim,
+// output_dim, rank_k, rank_v, tokens, block; `strides`: of keys, of values (sequences, heads, dimensions) and of the mask's
+// sequences; `half`: keys, values and both matrices are bfloat16. 1: a group of this size is not compiled.
+int kvgauge_attend(const float* query, const void* keys, const void* values, const void* asking, const void* expansion,
+                   const uint8_t* mask, float* output, float* lse, const int64_t* sizes, const int64_t* strides,
+                   float scaling, int threads, int half) {
+  Attention a;
+  a.query = query, a.keys = keys, a.values = values, a.asking = asking, a.expansion = expansion, a.mask = mask;
+  a.output = output, a.lse = lse;
+  a.sequences = sizes[0], a.heads = sizes[1], a.query_dim = sizes[3], a.output_dim = sizes[4];
+  a.rank_k = sizes[5], a.rank_v = sizes[6], a.tokens = sizes[7], a.block = sizes[8];
+  std::copy(strides, strides + 3, a.key_strides);
+  std::copy(strides + 3, strides + 6, a.value_strides);
+  a.mask_stride = strides[6], a.scaling = scaling, a.threads = threads;
+  const int group = static_cast<int>(sizes[2]);
+  return half ? attend_group<uint16_t>(a, group) : attend_group<float>(a, group);
+}
+
+// out (pairs, count, outs) = rows (pairs, count, in) · matrices (heads, in, outs), pair by pair; `half`: the matrices are
+// bfloat16.
+void kvgauge_project(const float* rows, const void* matrices, float* out, int64_t pairs, int64_t heads, int64_t count,
+                     int64_t in, int64_t outs, int half) {
+  for (int64_t pair = 0; pair < pairs; ++pair) {
+    const float* own = rows + pair * count * in;
+    float* result = out + pair * count * outs;
+    const int64_t matrix = pair % heads * in * outs;
+    if (half) project(own, static_cast<const uint16_t*>(matrices) + matrix, result, count, in, outs, 1.f);
+    else project(own, static_cast<const float*>(matrices) + matrix, result, count, in, outs, 1.f);
+  }
 }
 
 // out (count, outs) = rows (count, in) · weightᵀ (outs, in), all contiguous.
@@ -191,7 +250,7 @@ void kvgauge_narrow_product(const float* rows, const float* weight, float* out, 
                             int threads) {
   constexpr int64_t PIECE = 24;  // outputs of a task: their weights stay in a core's first cache for all rows
   const int64_t pieces = (outs + PIECE - 1) / PIECE;
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(threads) schedule(static) if (in * outs * 4 > ALONE_BYTES)
   for (int64_t piece = 0; piece < pieces; ++piece) {
     const int64_t o = piece * PIECE, own = std::min(PIECE, outs - o);
     for (int64_t r = 0; r < count; ++r) std::fill(out + r * outs + o, out + r * outs + o + own, 0.f);

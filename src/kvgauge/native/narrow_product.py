@@ -25,7 +25,10 @@ def narrow_product(rows: Tensor, weight: Tensor) -> Tensor | None:
         or not available()
     ):
         return None
-    return torch.ops.kvgauge.narrow_product(rows, weight)
+    if torch.compiler.is_compiling():
+        product: Tensor = torch.ops.kvgauge.narrow_product(rows, weight)
+        return product
+    return _narrow_product(rows, weight)
 
 
 @torch.library.impl(OPERATORS, "narrow_product", "CPU")

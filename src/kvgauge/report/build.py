@@ -306,8 +306,14 @@ def _latency(draft: _Draft, measured: Measurements, table: pd.DataFrame, palette
                 "how far its 95th percentile reaches.",
             )
         )
-    blocks.append(_table(table, "Table", "Uncompressed caches: dynamic is transformers' own, static (full) is preallocated, and one-pass is preallocated and "
-            "decodes with the compiled kernel that compressed caches decode with."))
+    blocks.append(
+        _table(
+            table,
+            "Table",
+            "Uncompressed caches: dynamic is transformers' own, static (full) is preallocated, and one-pass is preallocated "
+            "and decodes with the compiled kernel that compressed caches decode with.",
+        )
+    )
     draft.sections.append(Section("Latency and memory", blocks=blocks))
 
 
