@@ -310,8 +310,8 @@ def _latency(draft: _Draft, measured: Measurements, table: pd.DataFrame, palette
         _table(
             table,
             "Table",
-            "Uncompressed caches: dynamic is transformers' own, static (full) is preallocated, and one-pass is preallocated "
-            "and decodes with the compiled kernel that compressed caches decode with.",
+            "Uncompressed caches: dynamic is transformers' own, static (full) is preallocated, and one-pass is "
+            "preallocated and decodes with the compiled kernel that compressed caches decode with.",
         )
     )
     draft.sections.append(Section("Latency and memory", blocks=blocks))
