@@ -26,6 +26,7 @@ from kvgauge.measure import fidelity
 from kvgauge.methods.base import Method
 from kvgauge.methods.fitted import Fitted
 from kvgauge.models.facts import model_fingerprint
+from kvgauge.native.library import available
 
 
 def source_version(*modules: ModuleType | Path) -> str:
@@ -142,6 +143,7 @@ def cell_config(
         "decoding": decoding,
         "fit": fit_fingerprint,
         "compress_at": compress_at,
+        "kernels": model.device.type == "cpu" and available(),  # they sum in another order
         **more,
     }
 

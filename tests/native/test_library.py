@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import kvgauge
+from kvgauge.native import library as module
 from kvgauge.native.library import library
 
 
@@ -56,3 +58,11 @@ def test_loading_it_leaves_denormal_numbers_alone():
     code = "from kvgauge.native.library import library; assert library(); print(5e-324 * 1.0 > 0, 1e-310 / 10 > 0)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert result.stdout.split() == ["True", "True"]
+
+
+def test_the_kernels_are_part_of_a_methods_version(tmp_path, monkeypatch):
+    method = kvgauge.build_method("ksvd", budget=0.5)
+    before, changed = method.code_version(), tmp_path / "kernels.cpp"
+    changed.write_text(module.SOURCE.read_text() + "// another\n")
+    monkeypatch.setattr(module, "COMPILED_SOURCES", (changed,))
+    assert method.code_version() != before

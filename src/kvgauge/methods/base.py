@@ -145,7 +145,7 @@ class Method(ABC):
 
     def code_version(self) -> str:
         """A hash of the sources that decide what this method's caches do: its file and all it uses of this package."""
-        return source_hash(type(self).__module__, ("kvgauge.methods.", "kvgauge.caches."))
+        return source_hash(type(self).__module__, ("kvgauge.methods.", "kvgauge.caches.", "kvgauge.native."))
 
     def fit_code_version(self) -> str:
         """The same for what `fit` computes, which no cache has a part in."""
@@ -166,7 +166,9 @@ def source_hash(module_name: str, prefixes: tuple[str, ...]) -> str:
                 pending.append(origin)
     value = hashlib.sha256()
     for name in sorted(seen):
-        value.update(name.encode() + b"\0" + Path(inspect.getfile(sys.modules[name])).read_bytes())
+        module = sys.modules[name]
+        for path in (Path(inspect.getfile(module)), *getattr(module, "COMPILED_SOURCES", ())):
+            value.update(name.encode() + b"\0" + path.read_bytes())
     return value.hexdigest()[:16]
 
 

@@ -23,6 +23,7 @@ import torch
 from kvgauge.user_cache import cache_root
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
+COMPILED_SOURCES = (SOURCE,)  # what this module does depends on them: they are part of the version of a method's code
 
 # -ffast-math lets sums be reordered and exponentials be vectors. It may not reach the linker: there it would switch the
 # whole process to flushing denormal numbers.
