@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvgauge.native import decode_attention as module
+from kvgauge.native import operators
 from kvgauge.native.decode_attention import LONG_BLOCK, MOST_GROUPED, SHORT_BLOCK, decode_attention
 
 
@@ -99,7 +99,7 @@ def test_what_it_is_not_compiled_for_is_left_to_torch(case):
 
 
 def test_without_a_compiler_it_does_not_apply(monkeypatch):
-    monkeypatch.setattr(module, "available", lambda: False)
+    monkeypatch.setattr(operators, "available", lambda: False)
     rows = side_by_side(1, 2, 20, 8, torch.float32)
     assert decode_attention(torch.randn(1, 2, 2, 8), rows, rows, 0.3) is None
 

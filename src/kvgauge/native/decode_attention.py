@@ -13,8 +13,8 @@ import ctypes
 import torch
 from torch import Tensor
 
-from kvgauge.native.library import available, library
-from kvgauge.native.operators import OPERATORS, pointer
+from kvgauge.native.library import library
+from kvgauge.native.operators import OPERATORS, compiled_for, pointer, run
 
 MOST_GROUPED = 8  # queries that read the same keys; larger groups are fast enough as products of matrices
 
@@ -57,25 +57,17 @@ def decode_attention(
     """
     if not applies(query, keys, values):
         return None
-    if torch.compiler.is_compiling():
-        attended: tuple[Tensor, Tensor] = torch.ops.kvgauge.decode_attention(
-            query, keys, values, asking, expansion, scaling, mask
-        )
-        return attended
-    return _decode_attention(query, keys, values, asking, expansion, scaling, mask)
+    arguments = (query, keys, values, asking, expansion, scaling, mask)
+    return run(torch.ops.kvgauge.decode_attention, _decode_attention, *arguments)
 
 
 def applies(query: Tensor, keys: Tensor, values: Tensor) -> bool:
-    """The kernel is compiled for these tensors, and no gradient is asked of it."""
+    """The kernel can take these tensors: see `decode_attention` for their layout."""
     return (
-        query.device.type == "cpu"
-        and query.dtype in (torch.float32, torch.bfloat16)
-        and keys.dtype == values.dtype == query.dtype
-        and query.shape[2] <= MOST_GROUPED
-        and keys.stride(2) == values.stride(2) == 1
+        keys.stride(2) == values.stride(2) == 1
         and keys.shape[2] > 0
-        and not (torch.is_grad_enabled() and (query.requires_grad or keys.requires_grad or values.requires_grad))
-        and available()
+        and query.shape[2] <= MOST_GROUPED
+        and compiled_for(query, keys, values)
     )
 
 

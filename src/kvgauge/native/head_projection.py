@@ -7,8 +7,8 @@ import ctypes
 import torch
 from torch import Tensor
 
-from kvgauge.native.library import available, library
-from kvgauge.native.operators import OPERATORS, pointer
+from kvgauge.native.library import library
+from kvgauge.native.operators import OPERATORS, compiled_for, pointer, run
 
 MOST_ROWS = 4  # of a head and a sequence; BLAS pays off beyond: it wakes its threads even for a handful of rows
 
@@ -18,20 +18,9 @@ OPERATORS.define("head_projection(Tensor rows, Tensor matrices) -> Tensor")
 def head_projection(rows: Tensor, matrices: Tensor) -> Tensor | None:
     """``rows @ matrices``, (batch, heads, count, out) of rows (batch, heads, count, in) and matrices (heads, in, out),
     or None where the compiled kernel does not apply."""
-    if (
-        rows.shape[2] > MOST_ROWS
-        or rows.device.type != "cpu"
-        or rows.dtype not in (torch.float32, torch.bfloat16)
-        or matrices.dtype != rows.dtype
-        or not matrices.is_contiguous()
-        or (torch.is_grad_enabled() and (rows.requires_grad or matrices.requires_grad))
-        or not available()
-    ):
+    if rows.shape[2] > MOST_ROWS or not matrices.is_contiguous() or not compiled_for(rows, matrices):
         return None
-    if torch.compiler.is_compiling():
-        projected: Tensor = torch.ops.kvgauge.head_projection(rows, matrices)
-        return projected
-    return _head_projection(rows, matrices)
+    return run(torch.ops.kvgauge.head_projection, _head_projection, rows, matrices)
 
 
 @torch.library.impl(OPERATORS, "head_projection", "CPU")

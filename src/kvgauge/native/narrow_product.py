@@ -7,8 +7,8 @@ import ctypes
 import torch
 from torch import Tensor
 
-from kvgauge.native.library import available, library
-from kvgauge.native.operators import OPERATORS, pointer
+from kvgauge.native.library import library
+from kvgauge.native.operators import OPERATORS, compiled_for, pointer, run
 
 OPERATORS.define("narrow_product(Tensor rows, Tensor weight) -> Tensor")
 
@@ -16,19 +16,9 @@ OPERATORS.define("narrow_product(Tensor rows, Tensor weight) -> Tensor")
 def narrow_product(rows: Tensor, weight: Tensor) -> Tensor | None:
     """``rows @ weightᵀ``, (count, out) of rows (count, in) and weights (out, in) in float32, or None where the compiled
     kernel does not apply."""
-    if (
-        rows.device.type != "cpu"
-        or rows.dtype != torch.float32
-        or weight.dtype != torch.float32
-        or not weight.is_contiguous()
-        or (torch.is_grad_enabled() and (rows.requires_grad or weight.requires_grad))
-        or not available()
-    ):
+    if not weight.is_contiguous() or not compiled_for(rows, weight, dtypes=(torch.float32,)):
         return None
-    if torch.compiler.is_compiling():
-        product: Tensor = torch.ops.kvgauge.narrow_product(rows, weight)
-        return product
-    return _narrow_product(rows, weight)
+    return run(torch.ops.kvgauge.narrow_product, _narrow_product, rows, weight)
 
 
 @torch.library.impl(OPERATORS, "narrow_product", "CPU")

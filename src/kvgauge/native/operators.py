@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from kvgauge.native.library import available
+
 OPERATORS = torch.library.Library("kvgauge", "FRAGMENT")
+
+Result = TypeVar("Result")
+
+
+def compiled_for(*tensors: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)) -> bool:
+    """The kernels can take these tensors: on the CPU, all of one of `dtypes`, and no gradient is asked of them."""
+    return (
+        all(tensor.device.type == "cpu" and tensor.dtype == tensors[0].dtype for tensor in tensors)
+        and tensors[0].dtype in dtypes
+        and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+        and available()
+    )
+
+
+def run(operator: Callable[..., Result], implementation: Callable[..., Result], *arguments: object) -> Result:
+    """The operator where a graph is traced, else its implementation: the way through torch costs as much as a kernel."""
+    return operator(*arguments) if torch.compiler.is_compiling() else implementation(*arguments)
 
 
 def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
