@@ -27,7 +27,7 @@ def compiled_for(*tensors: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.floa
 
 
 def run(operator: Callable[..., Result], implementation: Callable[..., Result], *arguments: object) -> Result:
-    """The operator where a graph is traced, else its implementation: the way through torch costs as much as a kernel."""
+    """The operator where a graph is traced, else its implementation: torch's dispatch costs as much as a kernel."""
     return operator(*arguments) if torch.compiler.is_compiling() else implementation(*arguments)
 
 
