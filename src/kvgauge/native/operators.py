@@ -27,8 +27,12 @@ def compiled_for(*tensors: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.floa
 
 
 def run(operator: Callable[..., Result], implementation: Callable[..., Result], *arguments: object) -> Result:
-    """The operator where a graph is traced, else its implementation: torch's dispatch costs as much as a kernel."""
-    return operator(*arguments) if torch.compiler.is_compiling() else implementation(*arguments)
+    """The operator where a graph is traced or a profiler looks, else its implementation.
+
+    On small caches torch's dispatch of an operator written in Python costs as much as the kernel.
+    """
+    seen = torch.compiler.is_compiling() or torch.autograd._profiler_enabled()
+    return operator(*arguments) if seen else implementation(*arguments)
 
 
 def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
