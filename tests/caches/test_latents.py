@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 import kvgauge
+from kvgauge.caches import latents
 from kvgauge.caches.base import KVCache
 from kvgauge.caches.latents import HeadProjections, LatentLayer
 from kvgauge.caches.streaming_latents import StreamingLatentLayer
 from kvgauge.evaluation.decoding import prefill
 from kvgauge.models.facts import model_facts
+from kvgauge.native.decode_attention import decode_attention
 
 ARCHITECTURES = ("tiny/llama", "tiny/mistral", "tiny/qwen2", "tiny/qwen3")
 EXACT = pytest.mark.parametrize("exact", [{}, {"sinks": 3}, {"window": 9}, {"sinks": 5, "window": 20}])
@@ -31,6 +33,32 @@ def layer_of(rank_k: int, rank_v: int, **exact: int) -> tuple[KVCache, HeadProje
         *(torch.randn(2, 8, rank, generator=generator) for rank in (rank_k, rank_k, rank_v, rank_v))
     )
     return KVCache([LatentLayer(lambda tokens: pairs, **exact)]), pairs
+
+
+@EXACT
+@pytest.mark.parametrize("padded", [False, True])
+def test_single_queries_attend_in_the_compiled_kernel(exact, padded, monkeypatch) -> None:
+    cache, _ = layer_of(3, 5, **exact)
+    layer, generator = cache.layers[0], torch.Generator().manual_seed(1)
+    layer.update(*(torch.randn(2, 2, 70, 8, generator=generator) for _ in range(2)))
+    layer.compress()
+    query, mask = torch.randn(2, 4, 1, 8, generator=generator), None
+    if padded:
+        mask = torch.ones(2, 1, 1, 70, dtype=torch.bool)
+        mask[0, :, :, :30] = False
+    made: list[bool] = []
+
+    def watched(*arguments, **options):
+        result = decode_attention(*arguments, **options)
+        made.append(result is not None)
+        return result
+
+    monkeypatch.setattr(latents, "decode_attention", watched)
+    compiled = layer.attend(query, attention_mask=mask, scaling=0.3, position_ids=None)
+    monkeypatch.setattr(latents, "decode_attention", lambda *a, **k: None)
+    products = layer.attend(query, attention_mask=mask, scaling=0.3, position_ids=None)
+    torch.testing.assert_close(compiled, products)
+    assert made == [True]  # the kernel answered, it did not decline
 
 
 def test_attention_in_latents_is_attention_to_the_rebuilt_keys_and_values() -> None:

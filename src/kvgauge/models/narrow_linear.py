@@ -2,7 +2,7 @@
 
 A decode step multiplies every weight matrix with as many rows as there are sequences. On a CPU in float32 the product
 in the order of ``x Wᵀ`` reads the weights at a fraction of the speed of memory, ``W xᵀ``, the same numbers transposed,
-at a larger one, and the compiled product at nearly all of it. `kvgauge.measure.narrow_products` measures all three.
+at a larger one as a rule, and the compiled product at most of it. `kvgauge.measure.narrow_products` measures all three.
 """
 
 from __future__ import annotations
