@@ -24,11 +24,24 @@ def test_output_is_that_of_a_linear_layer(shape, bias):
     torch.testing.assert_close(output.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_other_dtypes_are_left_to_torch(dtype):
+@pytest.mark.parametrize("count", [1, 3, 8])
+@pytest.mark.parametrize("bias", [True, False])
+def test_bfloat16_is_as_close_as_a_linear_layer(count, bias):
+    torch.manual_seed(count)
+    layer = nn.Linear(240, 40, bias=bias, dtype=torch.bfloat16)
+    rows = torch.randn(count, 240, dtype=torch.bfloat16)
+    exact = rows.double() @ layer.weight.double().T + (layer.bias.double() if bias else 0)
+    layer.__class__ = NarrowLinear
+    output = layer(rows)
+    assert output.dtype == torch.bfloat16
+    torch.testing.assert_close(output.double(), exact, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize(("dtype", "count"), [(torch.bfloat16, 12), (torch.float64, 8)])
+def test_the_rest_is_left_to_torch(dtype, count):
     torch.manual_seed(0)
     layer = nn.Linear(24, 40, dtype=dtype)
-    rows = torch.randn(8, 24, dtype=dtype)
+    rows = torch.randn(count, 24, dtype=dtype)
     expected = layer(rows)
     layer.__class__ = NarrowLinear
     assert torch.equal(layer(rows), expected)

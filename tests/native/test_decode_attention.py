@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kvgauge.native import operators
-from kvgauge.native.decode_attention import LONG_BLOCK, MOST_GROUPED, SHORT_BLOCK, decode_attention
+from kvgauge.native.decode_attention import LONG_RUN_BYTES, MOST_GROUPED, SHORT_BLOCK, decode_attention
 
 
 def side_by_side(batch: int, heads: int, tokens: int, rank: int, dtype: torch.dtype, spare: int = 5) -> Tensor:
@@ -24,7 +24,7 @@ def dense(query: Tensor, keys: Tensor, values: Tensor, scaling: float, mask: Ten
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("tokens", [1, 33, SHORT_BLOCK, 2 * SHORT_BLOCK + 1, 12 * LONG_BLOCK + 3])
+@pytest.mark.parametrize("tokens", [1, 33, SHORT_BLOCK, 2 * SHORT_BLOCK + 1, 6 * LONG_RUN_BYTES + 3])
 @pytest.mark.parametrize("group", range(1, MOST_GROUPED + 1))
 def test_output_and_normalisers_are_those_of_the_dense_formula(group, tokens, dtype, masked):
     torch.manual_seed(group * tokens)

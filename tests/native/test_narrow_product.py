@@ -8,14 +8,16 @@ import torch
 from kvgauge.native.narrow_product import narrow_product
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8, 11])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [*range(1, 9), 11, 16])
 @pytest.mark.parametrize("shape", [(1, 1), (25, 24), (70, 33), (24, 576)])
-def test_product_is_exact_to_rounding(count, shape):
+def test_product_is_exact_to_rounding(count, shape, dtype):
     torch.manual_seed(count)
-    rows, weight = torch.randn(count, shape[1]), torch.randn(*shape)
+    rows, weight = torch.randn(count, shape[1]).to(dtype), torch.randn(*shape).to(dtype)
     output = narrow_product(rows, weight)
-    assert output.is_contiguous()
-    torch.testing.assert_close(output.double(), rows.double() @ weight.double().T, rtol=1e-4, atol=1e-4)
+    assert output.is_contiguous() and output.dtype == dtype
+    close = 1e-4 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(output.double(), rows.double() @ weight.double().T, rtol=close, atol=close)
 
 
 def test_rows_need_not_be_contiguous():

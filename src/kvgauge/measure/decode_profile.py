@@ -136,6 +136,7 @@ def measure(model: PreTrainedModel, options: argparse.Namespace) -> dict[str, di
 def main() -> None:
     parser = argparse.ArgumentParser(description="Where the time of a decode step goes.")
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--dtype", default=None, help="of the model; its own as a rule")
     parser.add_argument("--methods", nargs="+", default=["dynamic", "full"])
     parser.add_argument("--budget", type=float, default=0.5)
     parser.add_argument("--projections", nargs="*", default=[], help="method=projections.safetensors")
@@ -146,7 +147,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="capture the step with torch.compile")
     options = parser.parse_args()
     try:
-        model, _ = kvgauge.load_model(options.model)
+        model, _ = kvgauge.load_model(options.model, dtype=options.dtype)
         if options.plain_linear:
             narrow_linear.remove(model)
         seconds = measure(model, options)

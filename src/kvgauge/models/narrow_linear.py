@@ -2,7 +2,8 @@
 
 A decode step multiplies every weight matrix with as many rows as there are sequences. On a CPU in float32 the product
 in the order of ``x Wᵀ`` reads the weights at a fraction of the speed of memory, ``W xᵀ``, the same numbers transposed,
-at a larger one as a rule, and the compiled product at most of it. `kvgauge.measure.narrow_products` measures all three.
+at a larger one on some processors, and the compiled product at most of it; in bfloat16 ``x Wᵀ`` rearranges the weights
+in every call. `kvgauge.measure.narrow_products` measures all three.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from transformers import PreTrainedModel
 
 from kvgauge.native.narrow_product import narrow_product
 
-# One row is a matrix-vector product, fast in either order; from here on, both orders are bound by arithmetic.
+# Of a float32 row BLAS makes a matrix-vector product, which is as fast; from MOST_ROWS on, all are bound by arithmetic.
 MOST_ROWS = 64
 
-MOST_COMPILED = 16  # rows; more are bound by arithmetic, which BLAS does better
+# Numbers of rows; more of them BLAS multiplies faster.
+COMPILED = {torch.float32: range(2, 17), torch.bfloat16: range(1, 9)}
 
 
 class NarrowLinear(nn.Linear):
@@ -25,11 +27,15 @@ class NarrowLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Rows (…, in_features) to (…, out_features)."""
         rows = input.numel() // self.in_features
-        if not 1 < rows <= MOST_ROWS or input.device.type != "cpu" or input.dtype != torch.float32:
+        compiled = rows in COMPILED.get(input.dtype, ())
+        transposed = input.dtype == torch.float32 and 1 < rows <= MOST_ROWS
+        if input.device.type != "cpu" or not (compiled or transposed):
             return super().forward(input)
         flat = input.reshape(rows, self.in_features)
-        output = narrow_product(flat, self.weight) if rows <= MOST_COMPILED else None
+        output = narrow_product(flat, self.weight) if compiled else None
         if output is None:
+            if not transposed:
+                return super().forward(input)
             output = transposed_product(flat, self.weight)
         if self.bias is not None:
             output += self.bias

@@ -18,8 +18,8 @@ from kvgauge.native.operators import OPERATORS, compiled_for, pointer, run
 
 MOST_GROUPED = 8  # queries that read the same keys; larger groups are fast enough as products of matrices
 
-# Tokens of an independent task: long runs are read faster, and every core wants some.
-LONG_BLOCK, SHORT_BLOCK = 2048, 512
+# An independent task reads runs of so many bytes where there are tasks enough for every core, else of so few tokens.
+LONG_RUN_BYTES, SHORT_BLOCK = 4096, 512
 ENOUGH_TASKS = 32
 
 OPERATORS.define(
@@ -90,7 +90,8 @@ def _decode_attention(
     seen = None if mask is None else mask.contiguous()
     output = torch.empty(batch, heads, group, output_dim)
     lse = torch.empty(batch, heads, group)
-    block = LONG_BLOCK if batch * heads * tokens >= ENOUGH_TASKS * LONG_BLOCK else SHORT_BLOCK
+    long_block = LONG_RUN_BYTES // keys.element_size()
+    block = long_block if batch * heads * tokens >= ENOUGH_TASKS * long_block else SHORT_BLOCK
     key_strides, value_strides = keys.stride(), values.stride()
     failed = kernels.kvgauge_attend(
         pointer(asked),

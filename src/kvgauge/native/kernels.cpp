@@ -25,9 +25,35 @@ inline float number(uint16_t bits) {  // bfloat16: the upper half of a float
   return x;
 }
 
+#if defined(__AVX512F__)
+constexpr int VECTOR_BYTES = 64, SUMS = 16;
+#elif defined(__AVX__)
+constexpr int VECTOR_BYTES = 32, SUMS = 8;
+#else
+constexpr int VECTOR_BYTES = 16, SUMS = 8;
+#endif
+constexpr int LANES = VECTOR_BYTES / 4;
+typedef float Vector __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
+typedef uint32_t Words __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint16_t Halves __attribute__((vector_size(VECTOR_BYTES / 2), aligned(2), may_alias));
+
+inline Vector numbers(const float* x) { return *reinterpret_cast<const Vector*>(x); }
+
+inline Vector numbers(const uint16_t* bits) {
+  const Words wide = __builtin_convertvector(*reinterpret_cast<const Halves*>(bits), Words) << 16;
+  Vector x;
+  std::memcpy(&x, &wide, sizeof x);
+  return x;
+}
+
 // Rows of the large operand that are read at once: one load of a small operand's number serves them all, and the sums
-// still fit in sixteen vector registers.
+// still fit in the vector registers.
 constexpr int rows_at_once(int group) { return group <= 3 ? 4 : group <= 6 ? 2 : 1; }
+
+// The next rows are fetched while these are read: each lies on pages of its own, where the processor's prefetching starts
+// anew.
+template <typename T>
+inline void fetch(const T* number) { __builtin_prefetch(number, 0, 2); }
 
 // scores[g][t] += Σ_u query[g][u] · rows[u][t]
 template <int G, int U, typename T>
@@ -36,27 +62,52 @@ inline void add_scores(const float* query, int64_t query_stride, const T* rows, 
   float asked[G][U];
   for (int g = 0; g < G; ++g)
     for (int u = 0; u < U; ++u) asked[g][u] = query[g * query_stride + u];
-#pragma omp simd
-  for (int64_t t = 0; t < count; ++t)
-    for (int g = 0; g < G; ++g) {
-      float sum = scores[g * score_stride + t];
-      for (int u = 0; u < U; ++u) sum += asked[g][u] * number(rows[u * row_stride + t]);
-      scores[g * score_stride + t] = sum;
+  int64_t t = 0;
+  for (; t + LANES <= count; t += LANES) {
+    Vector read[U];
+    for (int u = 0; u < U; ++u) {
+      read[u] = numbers(rows + u * row_stride + t);
+      fetch(rows + (U + u) * row_stride + t);
     }
+    for (int g = 0; g < G; ++g) {
+      Vector* score = reinterpret_cast<Vector*>(scores + g * score_stride + t);
+      Vector sum = *score;
+      for (int u = 0; u < U; ++u) sum += asked[g][u] * read[u];
+      *score = sum;
+    }
+  }
+  for (; t < count; ++t)
+    for (int g = 0; g < G; ++g)
+      for (int u = 0; u < U; ++u) scores[g * score_stride + t] += asked[g][u] * number(rows[u * row_stride + t]);
 }
 
 // out[g][u] += Σ_t weights[g][t] · rows[u][t]
 template <int G, int U, typename T>
 inline void add_products(const float* weights, int64_t weight_stride, const T* rows, int64_t row_stride, int64_t count,
                          float* out, int64_t out_stride) {
-  float sums[G * U];
-  for (int j = 0; j < G * U; ++j) sums[j] = 0.f;
-#pragma omp simd reduction(+ : sums)
-  for (int64_t t = 0; t < count; ++t)
-    for (int g = 0; g < G; ++g)
-      for (int u = 0; u < U; ++u) sums[g * U + u] += weights[g * weight_stride + t] * number(rows[u * row_stride + t]);
+  Vector sums[G][U];
   for (int g = 0; g < G; ++g)
-    for (int u = 0; u < U; ++u) out[g * out_stride + u] += sums[g * U + u];
+    for (int u = 0; u < U; ++u) sums[g][u] = Vector{};
+  int64_t t = 0;
+  for (; t + LANES <= count; t += LANES) {
+    Vector read[U];
+    for (int u = 0; u < U; ++u) {
+      read[u] = numbers(rows + u * row_stride + t);
+      fetch(rows + (U + u) * row_stride + t);
+    }
+    for (int g = 0; g < G; ++g) {
+      const Vector weight = numbers(weights + g * weight_stride + t);
+      for (int u = 0; u < U; ++u) sums[g][u] += weight * read[u];
+    }
+  }
+  for (int g = 0; g < G; ++g)
+    for (int u = 0; u < U; ++u) {
+      float sum = 0.f;
+      for (int lane = 0; lane < LANES; ++lane) sum += sums[g][u][lane];
+      for (int64_t rest = t; rest < count; ++rest)
+        sum += weights[g * weight_stride + rest] * number(rows[u * row_stride + rest]);
+      out[g * out_stride + u] += sum;
+    }
 }
 
 struct Attention {
@@ -202,12 +253,69 @@ int attend_group(const Attention& a, int group) {
   }
 }
 
-template <int R>
-void product_rows(const float* rows, const float* weight, float* out, int64_t in, int64_t outs, int64_t first) {
-  constexpr int U = rows_at_once(R);
+// -- linear layers of a few rows -------------------------------------------------------------------------------------
+
+constexpr int64_t AHEAD_BYTES = 4096;  // the processor's own prefetching falls behind where several rows share a load
+
+// out[r · outs + u] = rows[r] · weight[u] for R rows and U outputs: every number of the weights is loaded once.
+template <int R, int U, typename T>
+inline void multiply_tile(const float* rows, const T* weight, float* out, int64_t in, int64_t outs) {
+  Vector sums[R][U];
+  for (int r = 0; r < R; ++r)
+    for (int u = 0; u < U; ++u) sums[r][u] = Vector{};
+  int64_t i = 0;
+  for (; i + LANES <= in; i += LANES) {
+    Vector weights[U];
+    for (int u = 0; u < U; ++u) {
+      weights[u] = numbers(weight + u * in + i);
+      __builtin_prefetch(reinterpret_cast<const char*>(weight + u * in + i) + AHEAD_BYTES);
+    }
+    for (int r = 0; r < R; ++r) {
+      const Vector row = numbers(rows + r * in + i);
+      for (int u = 0; u < U; ++u) sums[r][u] += row * weights[u];
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int u = 0; u < U; ++u) {
+      float sum = 0.f;
+      for (int lane = 0; lane < LANES; ++lane) sum += sums[r][u][lane];
+      for (int64_t rest = i; rest < in; ++rest) sum += rows[r * in + rest] * number(weight[u * in + rest]);
+      out[r * outs + u] = sum;
+    }
+}
+
+template <int R, typename T>
+void multiply_rows(const float* rows, const T* weight, float* out, int64_t in, int64_t own, int64_t outs) {
+  constexpr int U = R >= SUMS ? 1 : SUMS / R < 4 ? SUMS / R : 4;
   int64_t o = 0;
-  for (; o + U <= outs; o += U) add_products<R, U>(rows, in, weight + o * in, in, in, out + o, first);
-  for (; o < outs; ++o) add_products<R, 1>(rows, in, weight + o * in, in, in, out + o, first);
+  for (; o + U <= own; o += U) multiply_tile<R, U>(rows, weight + o * in, out + o, in, outs);
+  for (; o < own; ++o) multiply_tile<R, 1>(rows, weight + o * in, out + o, in, outs);
+}
+
+template <typename T>
+void multiply(const float* rows, const T* weight, float* out, int64_t count, int64_t in, int64_t own, int64_t outs) {
+  for (; count >= 8; count -= 8, rows += 8 * in, out += 8 * outs) multiply_rows<8>(rows, weight, out, in, own, outs);
+  switch (count) {
+    case 7: return multiply_rows<7>(rows, weight, out, in, own, outs);
+    case 6: return multiply_rows<6>(rows, weight, out, in, own, outs);
+    case 5: return multiply_rows<5>(rows, weight, out, in, own, outs);
+    case 4: return multiply_rows<4>(rows, weight, out, in, own, outs);
+    case 3: return multiply_rows<3>(rows, weight, out, in, own, outs);
+    case 2: return multiply_rows<2>(rows, weight, out, in, own, outs);
+    case 1: return multiply_rows<1>(rows, weight, out, in, own, outs);
+    default: return;
+  }
+}
+
+template <typename T>
+void narrow_product(const float* rows, const T* weight, float* out, int64_t count, int64_t in, int64_t outs, int threads) {
+  constexpr int64_t PIECE = 24;  // outputs of a task: their weights stay in a core's caches for all rows
+  const int64_t pieces = (outs + PIECE - 1) / PIECE;
+#pragma omp parallel for num_threads(threads) schedule(static) if (in * outs * int64_t(sizeof(T)) > ALONE_BYTES)
+  for (int64_t piece = 0; piece < pieces; ++piece) {
+    const int64_t o = piece * PIECE;
+    multiply(rows, weight + o * in, out + o, count, in, std::min(PIECE, outs - o), outs);
+  }
 }
 
 }  // namespace
@@ -245,25 +353,11 @@ void kvgauge_project(const float* rows, const void* matrices, float* out, int64_
   }
 }
 
-// out (count, outs) = rows (count, in) · weightᵀ (outs, in), all contiguous.
-void kvgauge_narrow_product(const float* rows, const float* weight, float* out, int64_t count, int64_t in, int64_t outs,
-                            int threads) {
-  constexpr int64_t PIECE = 24;  // outputs of a task: their weights stay in a core's first cache for all rows
-  const int64_t pieces = (outs + PIECE - 1) / PIECE;
-#pragma omp parallel for num_threads(threads) schedule(static) if (in * outs * 4 > ALONE_BYTES)
-  for (int64_t piece = 0; piece < pieces; ++piece) {
-    const int64_t o = piece * PIECE, own = std::min(PIECE, outs - o);
-    for (int64_t r = 0; r < count; ++r) std::fill(out + r * outs + o, out + r * outs + o + own, 0.f);
-    int64_t r = 0;
-    for (; r + 4 <= count; r += 4)
-      product_rows<4>(rows + r * in, weight + o * in, out + r * outs + o, in, own, outs);
-    switch (count - r) {
-      case 3: product_rows<3>(rows + r * in, weight + o * in, out + r * outs + o, in, own, outs); break;
-      case 2: product_rows<2>(rows + r * in, weight + o * in, out + r * outs + o, in, own, outs); break;
-      case 1: product_rows<1>(rows + r * in, weight + o * in, out + r * outs + o, in, own, outs); break;
-      default: break;
-    }
-  }
+// out (count, outs) = rows (count, in) · weightᵀ (outs, in), all contiguous; `half`: the weights are bfloat16.
+void kvgauge_narrow_product(const float* rows, const void* weight, float* out, int64_t count, int64_t in, int64_t outs,
+                            int threads, int half) {
+  if (half) narrow_product(rows, static_cast<const uint16_t*>(weight), out, count, in, outs, threads);
+  else narrow_product(rows, static_cast<const float*>(weight), out, count, in, outs, threads);
 }
 
 }  // extern "C"

@@ -14,9 +14,11 @@ OPERATORS.define("narrow_product(Tensor rows, Tensor weight) -> Tensor")
 
 
 def narrow_product(rows: Tensor, weight: Tensor) -> Tensor | None:
-    """``rows @ weightᵀ``, (count, out) of rows (count, in) and weights (out, in) in float32, or None where the compiled
-    kernel does not apply."""
-    if not weight.is_contiguous() or not compiled_for(rows, weight, dtypes=(torch.float32,)):
+    """``rows @ weightᵀ``, (count, out), of rows (count, in) and weights (out, in); None where the kernel does not apply.
+
+    Products of bfloat16 numbers are added up in float32.
+    """
+    if not weight.is_contiguous() or not compiled_for(rows, weight):
         return None
     return run(torch.ops.kvgauge.narrow_product, _narrow_product, rows, weight)
 
@@ -25,18 +27,19 @@ def narrow_product(rows: Tensor, weight: Tensor) -> Tensor | None:
 def _narrow_product(rows: Tensor, weight: Tensor) -> Tensor:
     kernels = library()
     assert kernels is not None
-    rows = rows.contiguous()
+    numbers = rows.float().contiguous()
     output = torch.empty(rows.shape[0], weight.shape[0])
     kernels.kvgauge_narrow_product(
-        pointer(rows),
+        pointer(numbers),
         pointer(weight),
         pointer(output),
         ctypes.c_int64(rows.shape[0]),
         ctypes.c_int64(weight.shape[1]),
         ctypes.c_int64(weight.shape[0]),
         ctypes.c_int(torch.get_num_threads()),
+        ctypes.c_int(weight.dtype == torch.bfloat16),
     )
-    return output
+    return output.to(rows.dtype)
 
 
 @torch.library.register_fake("kvgauge::narrow_product", lib=OPERATORS)
