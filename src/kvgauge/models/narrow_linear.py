@@ -17,8 +17,9 @@ from kvgauge.native.narrow_product import narrow_product
 # Of a float32 row BLAS makes a matrix-vector product, which is as fast; from MOST_ROWS on, all are bound by arithmetic.
 MOST_ROWS = 64
 
-# Numbers of rows; more of them BLAS multiplies faster.
-COMPILED = {torch.float32: range(2, 17), torch.bfloat16: range(1, 9)}
+# From so many rows to so many; more of them BLAS multiplies faster.
+COMPILED = {torch.float32: (2, 16), torch.bfloat16: (1, 8)}
+NEVER = (1, 0)
 
 
 class NarrowLinear(nn.Linear):
@@ -27,7 +28,8 @@ class NarrowLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Rows (…, in_features) to (…, out_features)."""
         rows = input.numel() // self.in_features
-        compiled = rows in COMPILED.get(input.dtype, ())
+        least, most = COMPILED.get(input.dtype, NEVER)
+        compiled = least <= rows <= most
         transposed = input.dtype == torch.float32 and 1 < rows <= MOST_ROWS
         if input.device.type != "cpu" or not (compiled or transposed):
             return super().forward(input)

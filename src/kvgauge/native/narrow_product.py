@@ -14,7 +14,7 @@ OPERATORS.define("narrow_product(Tensor rows, Tensor weight) -> Tensor")
 
 
 def narrow_product(rows: Tensor, weight: Tensor) -> Tensor | None:
-    """``rows @ weightᵀ``, (count, out), of rows (count, in) and weights (out, in); None where the kernel does not apply.
+    """``rows @ weightᵀ``, (count, out), of rows (count, in) and weights (out, in); None where it does not apply.
 
     Products of bfloat16 numbers are added up in float32.
     """
