@@ -9,6 +9,7 @@ run that was broken off goes on with the next one. The last line on stdout is on
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,7 @@ def run(cfg: DictConfig) -> None:
             config,
             environment=dict(provenance.environment()),
             threads=torch.get_num_threads(),
+            thread_wait_policy=os.environ.get("OMP_WAIT_POLICY", "default"),
             device=str(model.device),
         )
         shutil.rmtree(directory / "points")

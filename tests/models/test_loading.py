@@ -33,7 +33,7 @@ def test_loading_does_not_touch_the_global_random_state():
 
 
 def test_dtype_and_directory(tmp_path):
-    model, tokenizer = load_model("tiny/qwen3", dtype="bfloat16")
+    model, tokenizer = load_model("tiny/qwen3", dtype=torch.bfloat16)
     assert model.dtype == torch.bfloat16
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import kvgauge
 from kvgauge.native import library as module
+from kvgauge.native.decode_attention import decode_attention
 from kvgauge.native.library import library
+from kvgauge.native.narrow_product import narrow_product
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +62,26 @@ def test_loading_it_leaves_denormal_numbers_alone():
     code = "from kvgauge.native.library import library; assert library(); print(5e-324 * 1.0 > 0, 1e-310 / 10 > 0)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert result.stdout.split() == ["True", "True"]
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the instruction sets of one family")
+@pytest.mark.parametrize("instructions", ["-march=x86-64", "-march=haswell"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_narrower_vectors_give_the_same_numbers(instructions, dtype, monkeypatch):
+    if instructions == "-march=haswell" and "avx2" not in module._processor():
+        pytest.skip("this processor has no AVX2")
+    monkeypatch.setattr(module, "COMPILE", (*module.COMPILE, instructions))
+    torch.manual_seed(0)
+    rows, weight = torch.randn(8, 50).to(dtype), torch.randn(70, 50).to(dtype)
+    query, keys, values = torch.randn(2, 3, 3, 20), torch.randn(2, 3, 20, 90).mT, torch.randn(2, 3, 20, 90).mT
+    product = narrow_product(rows, weight)
+    attended = decode_attention(query.to(dtype), keys.to(dtype), values.to(dtype), 0.2)
+    assert product is not None and attended is not None
+    close = 1e-5 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(product.double(), rows.double() @ weight.double().T, rtol=close, atol=close)
+    scores = query.to(dtype).double() @ keys.to(dtype).double().mT * 0.2
+    expected = scores.softmax(dim=-1) @ values.to(dtype).double()
+    torch.testing.assert_close(attended[0].double(), expected, rtol=close, atol=close)
 
 
 def test_the_kernels_are_part_of_a_methods_version(tmp_path, monkeypatch):

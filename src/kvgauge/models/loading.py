@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -33,21 +34,22 @@ def model_spec(name: str, **overrides: object) -> ModelSpec:
 
 
 def load_model(
-    name: str | ModelSpec, *, dtype: str | None = None, device: str | None = None, **overrides: object
+    name: str | ModelSpec, *, dtype: str | torch.dtype | None = None, device: str | None = None, **overrides: object
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model for evaluation, with kvgauge's attention function set, and its tokenizer (left padding).
 
     Args:
         name: a name of ``conf/model/`` ("smollm2-135m", "tiny/llama"), a hub id, a directory, a ``.gguf`` file, or a
             `ModelSpec`.
-        dtype: a name of `kvgauge.models.spec.DTYPES`; None keeps the configuration's.
+        dtype: one of `kvgauge.models.spec.DTYPES`, by its name or torch's own; None keeps the configuration's.
         device: a torch device, or ``auto``; None keeps the configuration's.
         overrides: other fields of `ModelSpec`.
 
     Raises:
         UserError: an unknown name, a missing file or package, or a hub model that cannot be reached.
     """
-    chosen: dict[str, object] = {"dtype": dtype, "device": device} | overrides
+    wanted = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
+    chosen: dict[str, object] = {"dtype": wanted, "device": device} | overrides
     chosen = {key: value for key, value in chosen.items() if value is not None}
     if isinstance(name, ModelSpec):
         spec = (
