@@ -38,16 +38,23 @@ def dense(
     return output.transpose(1, 2), shares.sum(dim=2).unflatten(1, (KV_HEADS, -1)).sum(dim=2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("block_bytes", [1, 3000, 2**30])
 @pytest.mark.parametrize(("queries", "entries"), [(1, 9), (7, 7), (7, 20)])
-def test_output_and_column_sums_are_those_of_a_dense_softmax(queries: int, entries: int, block_bytes: int) -> None:
-    query, keys, values = tensors(queries, entries)
+def test_output_and_column_sums_are_those_of_a_dense_softmax(
+    queries: int, entries: int, block_bytes: int, dtype: torch.dtype
+) -> None:
+    query, keys, values = tensors(queries, entries, dtype)
     cardinalities = torch.randint(1, 6, (BATCH, entries))
     output, sums = counted_attention(query, keys, values, cardinalities, SCALING, block_bytes=block_bytes)
-    expected, expected_sums = dense(query, keys, values, cardinalities)
-    torch.testing.assert_close(output, expected, rtol=1e-6, atol=1e-9)
-    torch.testing.assert_close(sums, expected_sums, rtol=1e-6, atol=1e-9)
-    torch.testing.assert_close(sums.sum(-1), torch.full_like(sums[..., 0], queries * HEADS / KV_HEADS))
+    expected, expected_sums = dense(query.double(), keys.double(), values.double(), cardinalities)
+    assert output.dtype == dtype and sums.dtype == torch.promote_types(dtype, torch.float32)
+    close = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 3e-2}[dtype]
+    torch.testing.assert_close(output.double(), expected, rtol=close, atol=close)
+    torch.testing.assert_close(sums.double(), expected_sums, rtol=close, atol=close)
+    torch.testing.assert_close(
+        sums.sum(-1), torch.full_like(sums[..., 0], queries * HEADS / KV_HEADS), rtol=close, atol=close
+    )
 
 
 @pytest.mark.parametrize(("queries", "entries"), [(1, 9), (6, 20)])

@@ -12,6 +12,7 @@ import torch
 
 import kvgauge
 from kvgauge.native import library as module
+from kvgauge.native.counting_softmax import counting_softmax
 from kvgauge.native.decode_attention import decode_attention
 from kvgauge.native.library import library
 from kvgauge.native.narrow_product import narrow_product
@@ -82,6 +83,11 @@ def test_narrower_vectors_give_the_same_numbers(instructions, dtype, monkeypatch
     scores = query.to(dtype).double() @ keys.to(dtype).double().mT * 0.2
     expected = scores.softmax(dim=-1) @ values.to(dtype).double()
     torch.testing.assert_close(attended[0].double(), expected, rtol=close, atol=close)
+    block, sums = torch.randn(2, 3, 3, 90).to(dtype), torch.zeros(2, 3, 90)
+    weights = block.double().softmax(dim=-1)
+    assert counting_softmax(block, sums, None, None, 1)
+    torch.testing.assert_close(block.double(), weights, rtol=close, atol=close)
+    torch.testing.assert_close(sums.double(), weights.sum(dim=2), rtol=1e-5, atol=1e-5)
 
 
 def test_the_kernels_are_part_of_a_methods_version(tmp_path, monkeypatch):

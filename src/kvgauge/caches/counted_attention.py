@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kvgauge.caches.attention import exact_attention
+from kvgauge.native.counting_softmax import counting_softmax
 
 BLOCK_BYTES = 8 * 2**20  # scores of one block of queries: small enough for the processor's cache, large enough for it
 
@@ -81,7 +82,8 @@ def counted_attention(
     kv_heads, entries = keys.shape[1:3]
     groups, past = heads // kv_heads, entries - queries
     exact = torch.promote_types(query.dtype, torch.float32)
-    bias = None if cardinalities is None else log_cardinalities(cardinalities, exact)[:, None, None, None, :]
+    bias = None if cardinalities is None else log_cardinalities(cardinalities, exact)
+    counts = None if valid is None else valid.to(exact)
     sums = keys.new_zeros(batch, kv_heads, entries, dtype=exact)
     block = max(1, min(queries, block_bytes // (batch * heads * entries * exact.itemsize)))
     outputs = []
@@ -89,17 +91,30 @@ def counted_attention(
         last = min(queries, first + block)
         seen, rows = past + last, last - first
         part = query[:, :, first:last].reshape(batch, kv_heads, groups * rows, head_dim) * scaling
-        scores = (part @ keys[:, :, :seen].transpose(-1, -2)).to(exact).view(batch, kv_heads, groups, rows, seen)
-        if bias is not None:
-            scores.add_(bias[..., :seen])
-        if rows > 1:
-            later = torch.ones(rows, rows, dtype=torch.bool, device=query.device).triu(1)
-            scores[..., seen - rows :].masked_fill_(later, HIDDEN)
-        weights = torch.softmax(scores, dim=-1).view(batch, kv_heads, groups * rows, seen)
-        counts = weights.new_ones(1, 1, 1, groups * rows)
-        if valid is not None:
-            counts = valid[:, first:last].to(exact).repeat(1, groups)[:, None, None]
-        sums[..., :seen] += (counts @ weights.detach()).squeeze(2)
+        weights = _weights(
+            part @ keys[:, :, :seen].transpose(-1, -2),
+            sums[..., :seen],
+            None if bias is None else bias[:, :seen],
+            None if counts is None else counts[:, first:last],
+            rows,
+        )
         mixed = weights.to(values.dtype) @ values[:, :, :seen]
         outputs.append(mixed.view(batch, heads, rows, -1).transpose(1, 2))
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), sums
+
+
+def _weights(scores: Tensor, sums: Tensor, bias: Tensor | None, counts: Tensor | None, queries: int) -> Tensor:
+    """The softmax of a block, whose column sums are added to `sums`; arguments as in `counting_softmax`."""
+    if counting_softmax(scores, sums, bias, counts, queries):
+        return scores
+    batch, kv_heads, rows, seen = scores.shape
+    scores = scores.to(sums.dtype).view(batch, kv_heads, rows // queries, queries, seen)
+    if bias is not None:
+        scores.add_(bias[:, None, None, None])
+    if queries > 1:
+        later = torch.ones(queries, queries, dtype=torch.bool, device=scores.device).triu(1)
+        scores[..., seen - queries :].masked_fill_(later, HIDDEN)
+    weights = torch.softmax(scores, dim=-1).view(batch, kv_heads, rows, seen)
+    each = weights.new_ones(1, 1, 1, rows) if counts is None else counts.repeat(1, rows // queries)[:, None, None]
+    sums += (each @ weights.detach()).squeeze(2)
+    return weights

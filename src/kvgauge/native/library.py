@@ -23,7 +23,8 @@ import torch
 from kvgauge.user_cache import cache_root
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
-COMPILED_SOURCES = (SOURCE,)  # what this module does depends on them: they are part of the version of a method's code
+# What this module does depends on them: they are part of the version of a method's code.
+COMPILED_SOURCES = (SOURCE, *sorted(SOURCE.parent.glob("*.h")))
 
 # -ffast-math lets sums be reordered and exponentials be vectors. It may not reach the linker: there it would switch the
 # whole process to flushing denormal numbers.
@@ -60,7 +61,8 @@ def available() -> bool:
 
 
 def _identity(compiler: str) -> str:
-    known = [SOURCE.read_text(), *COMPILE, *LINK, compiler, platform.machine(), _processor()]
+    sources = [path.read_text() for path in COMPILED_SOURCES]
+    known = [*sources, *COMPILE, *LINK, compiler, platform.machine(), _processor()]
     return hashlib.sha256("\n".join(known).encode()).hexdigest()[:16]
 
 

@@ -1,0 +1,205 @@
+// Softmax attention of one query per head: one pass over the cache, and the softmax between its two products.
+
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "vectors.h"
+
+namespace {
+
+// Rows of the large operand that are read at once: one load of a small operand's number serves them all, and the sums
+// still fit in the vector registers.
+constexpr int rows_at_once(int group) { return group <= 3 ? 4 : group <= 6 ? 2 : 1; }
+
+// The next rows are fetched while these are read: each lies on pages of its own, where the processor's prefetching starts
+// anew.
+template <typename T>
+inline void fetch(const T* number) { __builtin_prefetch(number, 0, 2); }
+
+// scores[g][t] += Σ_u query[g][u] · rows[u][t]
+template <int G, int U, typename T>
+inline void add_scores(const float* query, int64_t query_stride, const T* rows, int64_t row_stride, int64_t count,
+                       float* __restrict scores, int64_t score_stride) {
+  float asked[G][U];
+  for (int g = 0; g < G; ++g)
+    for (int u = 0; u < U; ++u) asked[g][u] = query[g * query_stride + u];
+  int64_t t = 0;
+  for (; t + LANES <= count; t += LANES) {
+    Vector read[U];
+    for (int u = 0; u < U; ++u) {
+      read[u] = numbers(rows + u * row_stride + t);
+      fetch(rows + (U + u) * row_stride + t);
+    }
+    for (int g = 0; g < G; ++g) {
+      Vector* score = reinterpret_cast<Vector*>(scores + g * score_stride + t);
+      Vector sum = *score;
+      for (int u = 0; u < U; ++u) sum += asked[g][u] * read[u];
+      *score = sum;
+    }
+  }
+  for (; t < count; ++t)
+    for (int g = 0; g < G; ++g)
+      for (int u = 0; u < U; ++u) scores[g * score_stride + t] += asked[g][u] * number(rows[u * row_stride + t]);
+}
+
+// out[g][u] += Σ_t weights[g][t] · rows[u][t]
+template <int G, int U, typename T>
+inline void add_products(const float* weights, int64_t weight_stride, const T* rows, int64_t row_stride, int64_t count,
+                         float* out, int64_t out_stride) {
+  Vector sums[G][U];
+  for (int g = 0; g < G; ++g)
+    for (int u = 0; u < U; ++u) sums[g][u] = Vector{};
+  int64_t t = 0;
+  for (; t + LANES <= count; t += LANES) {
+    Vector read[U];
+    for (int u = 0; u < U; ++u) {
+      read[u] = numbers(rows + u * row_stride + t);
+      fetch(rows + (U + u) * row_stride + t);
+    }
+    for (int g = 0; g < G; ++g) {
+      const Vector weight = numbers(weights + g * weight_stride + t);
+      for (int u = 0; u < U; ++u) sums[g][u] += weight * read[u];
+    }
+  }
+  for (int g = 0; g < G; ++g)
+    for (int u = 0; u < U; ++u) {
+      float sum = sum_of(sums[g][u]);
+      for (int64_t rest = t; rest < count; ++rest)
+        sum += weights[g * weight_stride + rest] * number(rows[u * row_stride + rest]);
+      out[g * out_stride + u] += sum;
+    }
+}
+
+struct Attention {
+  const float* query;                // (sequences · heads, G, query_dim)
+  const void *keys, *values;         // (sequences, heads, rank, tokens), tokens of a dimension side by side
+  const void *asking, *expansion;    // (heads, query_dim, rank_k) and (heads, output_dim, rank_v); null: the identity
+  const uint8_t* mask;               // (sequences, tokens), 0 hides a token; null: none is hidden
+  float *output, *lse;               // (sequences · heads, G, output_dim) and (sequences · heads, G)
+  int64_t sequences, heads, query_dim, output_dim, rank_k, rank_v, tokens, block;
+  int64_t key_strides[3], value_strides[3];  // of sequences, heads and dimensions, in numbers
+  int64_t mask_stride;
+  float scaling;
+  int threads;
+};
+
+// out (count, outs) = factor · rows (count, in) · matrix (in, outs)
+template <typename T>
+void project(const float* rows, const T* matrix, float* out, int64_t count, int64_t in, int64_t outs, float factor) {
+  std::fill(out, out + count * outs, 0.f);
+  for (int64_t r = 0; r < count; ++r)
+    for (int64_t j = 0; j < in; ++j) {
+      const float x = rows[r * in + j] * factor;
+      for (int64_t i = 0; i < outs; ++i) out[r * outs + i] += x * number(matrix[j * outs + i]);
+    }
+}
+
+// The queries of one head as its keys are asked, scaled.
+template <int G, typename T>
+void ask(const Attention& a, int64_t pair, float* asked) {
+  const float* query = a.query + pair * G * a.query_dim;
+  const T* asking = static_cast<const T*>(a.asking);
+  if (asking)
+    project(query, asking + pair % a.heads * a.query_dim * a.rank_k, asked, G, a.query_dim, a.rank_k, a.scaling);
+  else
+    for (int64_t i = 0; i < G * a.rank_k; ++i) asked[i] = query[i] * a.scaling;
+}
+
+// One block of tokens for one head: unnormalised sums, their largest score and the sum of their weights.
+template <int G, typename T>
+void attend_block(const Attention& a, int64_t pair, int64_t start, int64_t count, float* scores, const float* query,
+                  float* mixed, float* largest, float* total) {
+  constexpr int U = rows_at_once(G);
+  const int64_t sequence = pair / a.heads, head = pair % a.heads;
+  const T* keys = static_cast<const T*>(a.keys) + sequence * a.key_strides[0] + head * a.key_strides[1] + start;
+  const T* values = static_cast<const T*>(a.values) + sequence * a.value_strides[0] + head * a.value_strides[1] + start;
+  std::fill(scores, scores + G * a.block, 0.f);
+  int64_t row = 0;
+  for (; row + U <= a.rank_k; row += U)
+    add_scores<G, U>(query + row, a.rank_k, keys + row * a.key_strides[2], a.key_strides[2], count, scores, a.block);
+  for (; row < a.rank_k; ++row)
+    add_scores<G, 1>(query + row, a.rank_k, keys + row * a.key_strides[2], a.key_strides[2], count, scores, a.block);
+  for (int g = 0; g < G; ++g) {
+    float* own = scores + g * a.block;
+    if (a.mask) {
+      const uint8_t* seen = a.mask + sequence * a.mask_stride + start;
+      for (int64_t t = 0; t < count; ++t) own[t] = seen[t] ? own[t] : LOWEST;
+    }
+    total[g] = exponentials(own, count, largest + g);
+  }
+  std::fill(mixed, mixed + G * a.rank_v, 0.f);
+  for (row = 0; row + U <= a.rank_v; row += U)
+    add_products<G, U>(scores, a.block, values + row * a.value_strides[2], a.value_strides[2], count, mixed + row, a.rank_v);
+  for (; row < a.rank_v; ++row)
+    add_products<G, 1>(scores, a.block, values + row * a.value_strides[2], a.value_strides[2], count, mixed + row, a.rank_v);
+}
+
+// The blocks of one head joined by their largest scores, normalised and expanded.
+template <int G, typename T>
+void join(const Attention& a, int64_t pair, const float* parts, int64_t part, int64_t blocks) {
+  const T* expansion = static_cast<const T*>(a.expansion);
+  if (expansion) expansion += pair % a.heads * a.output_dim * a.rank_v;
+  std::vector<float> mixed(a.rank_v);
+  for (int g = 0; g < G; ++g) {
+    float top = LOWEST, sum = 0.f;
+    for (int64_t b = 0; b < blocks; ++b) top = std::max(top, parts[b * part + G * a.rank_v + g]);
+    std::fill(mixed.begin(), mixed.end(), 0.f);
+    for (int64_t b = 0; b < blocks; ++b) {
+      const float* own = parts + b * part;
+      const float share = expf(own[G * a.rank_v + g] - top);
+      sum += share * own[G * a.rank_v + G + g];
+      for (int64_t i = 0; i < a.rank_v; ++i) mixed[i] += share * own[g * a.rank_v + i];
+    }
+    for (float& x : mixed) x /= sum;
+    a.lse[pair * G + g] = top + logf(sum);
+    float* output = a.output + (pair * G + g) * a.output_dim;
+    if (!expansion) std::copy(mixed.begin(), mixed.end(), output);
+    else
+      for (int64_t j = 0; j < a.output_dim; ++j) {
+        float x = 0.f;
+        for (int64_t i = 0; i < a.rank_v; ++i) x += mixed[i] * number(expansion[j * a.rank_v + i]);
+        output[j] = x;
+      }
+  }
+}
+
+// Blocks of tokens are independent tasks; one thread joins them.
+template <int G, typename T>
+void attend(const Attention& a) {
+  const int64_t pairs = a.sequences * a.heads, blocks = (a.tokens + a.block - 1) / a.block;
+  const int64_t part = G * (a.rank_v + 2);  // sums, largest scores, totals
+  std::vector<float> parts(pairs * blocks * part);
+  const int64_t bytes = pairs * a.tokens * (a.rank_k + a.rank_v) * static_cast<int64_t>(sizeof(T));
+#pragma omp parallel num_threads(a.threads) if (bytes > ALONE_BYTES)
+  {
+    std::vector<float> scores(G * a.block), query(G * a.rank_k);
+#pragma omp for schedule(static) nowait
+    for (int64_t task = 0; task < pairs * blocks; ++task) {
+      const int64_t pair = task / blocks, start = task % blocks * a.block;
+      ask<G, T>(a, pair, query.data());
+      float* mixed = parts.data() + task * part;
+      attend_block<G, T>(a, pair, start, std::min(a.block, a.tokens - start), scores.data(), query.data(), mixed,
+                         mixed + G * a.rank_v, mixed + G * a.rank_v + G);
+    }
+  }
+  for (int64_t pair = 0; pair < pairs; ++pair) join<G, T>(a, pair, parts.data() + pair * blocks * part, part, blocks);
+}
+
+template <typename T>
+int attend_group(const Attention& a, int group) {
+  switch (group) {
+    case 1: attend<1, T>(a); return 0;
+    case 2: attend<2, T>(a); return 0;
+    case 3: attend<3, T>(a); return 0;
+    case 4: attend<4, T>(a); return 0;
+    case 5: attend<5, T>(a); return 0;
+    case 6: attend<6, T>(a); return 0;
+    case 7: attend<7, T>(a); return 0;
+    case 8: attend<8, T>(a); return 0;
+    default: return 1;
+  }
+}
+
+}  // namespace
