@@ -127,7 +127,9 @@ void attend_block(const Attention& a, int64_t pair, int64_t start, int64_t count
       const uint8_t* seen = a.mask + sequence * a.mask_stride + start;
       for (int64_t t = 0; t < count; ++t) own[t] = seen[t] ? own[t] : LOWEST;
     }
-    total[g] = exponentials(own, count, largest + g);
+    hide_rest(own, count);
+    largest[g] = largest_of(own, count);
+    total[g] = exponentials(own, count, largest[g]);
   }
   std::fill(mixed, mixed + G * a.rank_v, 0.f);
   for (row = 0; row + U <= a.rank_v; row += U)

@@ -2,10 +2,15 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
+
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -44,10 +49,23 @@ inline Vector numbers(const uint16_t* bits) {
 inline void store(float* x, Vector numbers) { *reinterpret_cast<Vector*>(x) = numbers; }
 
 inline void store(uint16_t* bits, Vector numbers) {  // to the nearest bfloat16, halves to the even one
+#if defined(__AVX512BF16__)
+  const __m256bh rounded = _mm512_cvtneps_pbh(numbers);
+  std::memcpy(bits, &rounded, sizeof rounded);
+#else
   Words wide;
   std::memcpy(&wide, &numbers, sizeof wide);
   wide += 0x7fff + (wide >> 16 & 1);
   *reinterpret_cast<Halves*>(bits) = __builtin_convertvector(wide >> 16, Halves);
+#endif
+}
+
+inline void store_one(float* x, float number) { *x = number; }
+
+inline void store_one(uint16_t* bits, float number) {
+  uint16_t all[LANES];
+  store(all, Vector{} + number);
+  *bits = all[0];
 }
 
 // e^x of x ≤ 0 to two units in the last place, 0 below e^-87.6. The C library's function has more cases to tell apart.
@@ -87,24 +105,28 @@ inline float sum_of(Vector x) {
 // As many numbers as whole vectors need to hold `count`.
 inline int64_t whole_vectors(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
 
-// scores[t] becomes e^(scores[t] - their largest), 0 from `count` to the end of its last vector. Returns the sum.
-inline float exponentials(float* scores, int64_t count, float* largest) {
-  const int64_t end = whole_vectors(count);
-  for (int64_t t = count; t < end; ++t) scores[t] = LOWEST;
+inline float largest_of(const float* scores, int64_t count) {  // up to the end of the last vector
   Vector top = numbers(scores);
-  for (int64_t t = LANES; t < end; t += LANES) {
+  for (int64_t t = LANES; t < count; t += LANES) {
     const Vector x = numbers(scores + t);
     top = x > top ? x : top;
   }
-  *largest = largest_of(top);
+  return largest_of(top);
+}
+
+// scores[t] becomes e^(scores[t] - largest), up to the end of the last vector. Returns the sum.
+inline float exponentials(float* scores, int64_t count, float largest) {
   Vector sum = Vector{};
-  for (int64_t t = 0; t < end; t += LANES) {
-    const Vector weight = exponential(numbers(scores + t) - *largest);
+  for (int64_t t = 0; t < count; t += LANES) {
+    const Vector weight = exponential(numbers(scores + t) - largest);
     store(scores + t, weight);
     sum += weight;
   }
   return sum_of(sum);
 }
+
+// What is behind `count` in the last vector counts for nothing in a softmax.
+inline void hide_rest(float* scores, int64_t count) { std::fill(scores + count, scores + whole_vectors(count), LOWEST); }
 
 // Waking the other threads costs about as long as one core takes to read this much.
 constexpr int64_t ALONE_BYTES = 1 << 20;
