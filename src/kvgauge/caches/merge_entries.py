@@ -8,6 +8,7 @@ by the difference between the position of its new entry and its own, and nothing
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -53,6 +54,11 @@ class Entries:
         """(batch, entries): running sums of the cardinalities before each entry."""
         return running_positions(self.cardinalities)
 
+    @cached_property
+    def deltas(self) -> Tensor:
+        """``‖v_i − o‖₁`` (batch, num_key_value_heads, entries); see `value_deltas`."""
+        return value_deltas(torch.where(self.valid[:, None], self.shares, 0.0), self.values)
+
 
 def running_positions(cardinalities: Tensor) -> Tensor:
     """(batch, entries): the sum of the cardinalities before each entry."""
@@ -61,7 +67,7 @@ def running_positions(cardinalities: Tensor) -> Tensor:
 
 def current_hessian(entries: Entries) -> Tensor:
     """KVSlimmer's h_ii of the present shares and values, (batch, num_key_value_heads, entries, 1)."""
-    return hessian_diagonal(entries.shares, value_deltas(entries.shares, entries.values)).unsqueeze(-1)
+    return hessian_diagonal(entries.shares, entries.deltas).unsqueeze(-1)
 
 
 def averaged_hessian(now: Tensor, before: Tensor | None, windows: Tensor) -> Tensor:
@@ -134,8 +140,7 @@ def _row_sums(
         raise RuntimeError(f"the {rule} rule needs the diagonal of a Hessian")
     if rule == "fisher":
         return hessian, hessian
-    deltas = value_deltas(shares, entries.values)
-    return hessian_row_sums(hessian.squeeze(-1), shares, deltas, segments, count).unsqueeze(-1), hessian
+    return hessian_row_sums(hessian.squeeze(-1), shares, entries.deltas, segments, count).unsqueeze(-1), hessian
 
 
 def _merge_keys(entries: Entries, weights: Tensor, positions: Tensor, segments: Tensor, rotary: Rotary) -> Tensor:

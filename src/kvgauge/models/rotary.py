@@ -57,7 +57,11 @@ class Rotary:
         exact = states.to(torch.promote_types(states.dtype, torch.float32))
         scale = self._scale_squared**0.5
         cos, sin = (part / scale for part in self.angles(offsets, exact))
-        return (exact * cos + rotate_half(exact) * sin).to(states.dtype)
+        # x cos + rotate_half(x) sin, without a second tensor as large as the states
+        shifted, half = exact * cos, states.shape[-1] // 2
+        shifted[..., :half].addcmul_(exact[..., half:], sin[..., :half], value=-1.0)
+        shifted[..., half:].addcmul_(exact[..., :half], sin[..., half:])
+        return shifted.to(states.dtype)
 
 
 def rotate_half(states: Tensor) -> Tensor:
