@@ -50,7 +50,7 @@ def library() -> ctypes.CDLL | None:
     except (OSError, subprocess.SubprocessError) as error:
         lines = [line for line in (getattr(error, "stderr", None) or str(error)).splitlines() if line.strip()]
         reason = lines[0] if lines else type(error).__name__
-        warnings.warn(f"decode steps run without compiled kernels: {compiler}: {reason}", stacklevel=2)
+        warnings.warn(f"running without compiled kernels: {compiler}: {reason}", stacklevel=2)
         return None
 
 
