@@ -13,10 +13,15 @@ namespace {
 // still fit in the vector registers.
 constexpr int rows_at_once(int group) { return group <= 3 ? 4 : group <= 6 ? 2 : 1; }
 
-// The next rows are fetched while these are read: each lies on pages of its own, where the processor's prefetching starts
-// anew.
-template <typename T>
-inline void fetch(const T* number) { __builtin_prefetch(number, 0, 2); }
+// One vector of each of U rows. The next rows are fetched while these are read: each lies on pages of its own, where the
+// processor's prefetching starts anew.
+template <int U, typename T>
+inline void read_rows(const T* rows, int64_t row_stride, Vector* read) {
+  for (int u = 0; u < U; ++u) {
+    read[u] = numbers(rows + u * row_stride);
+    __builtin_prefetch(rows + (U + u) * row_stride, 0, 2);
+  }
+}
 
 // scores[g][t] += Σ_u query[g][u] · rows[u][t]
 template <int G, int U, typename T>
@@ -28,10 +33,7 @@ inline void add_scores(const float* query, int64_t query_stride, const T* rows, 
   int64_t t = 0;
   for (; t + LANES <= count; t += LANES) {
     Vector read[U];
-    for (int u = 0; u < U; ++u) {
-      read[u] = numbers(rows + u * row_stride + t);
-      fetch(rows + (U + u) * row_stride + t);
-    }
+    read_rows<U>(rows + t, row_stride, read);
     for (int g = 0; g < G; ++g) {
       Vector* score = reinterpret_cast<Vector*>(scores + g * score_stride + t);
       Vector sum = *score;
@@ -54,10 +56,7 @@ inline void add_products(const float* weights, int64_t weight_stride, const T* r
   int64_t t = 0;
   for (; t + LANES <= count; t += LANES) {
     Vector read[U];
-    for (int u = 0; u < U; ++u) {
-      read[u] = numbers(rows + u * row_stride + t);
-      fetch(rows + (U + u) * row_stride + t);
-    }
+    read_rows<U>(rows + t, row_stride, read);
     for (int g = 0; g < G; ++g) {
       const Vector weight = numbers(weights + g * weight_stride + t);
       for (int u = 0; u < U; ++u) sums[g][u] += weight * read[u];
