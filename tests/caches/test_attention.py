@@ -45,6 +45,25 @@ def test_masked_tokens_have_no_weight(queries: int) -> None:
     torch.testing.assert_close(exact_attention(query, keys, values, mask, 0.2), expected)
 
 
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_integers_in_the_mask_of_one_query_count_tokens(side_by_side: bool) -> None:
+    query, keys, values = states(6, 1, 0), states(3, 30, 1), states(3, 30, 2)
+    counts = torch.randint(0, 4, (2, 1, 1, 30), dtype=torch.int32, generator=torch.Generator().manual_seed(3))
+    places = [torch.repeat_interleave(torch.arange(30), row.flatten()) for row in counts]
+    seen = [torch.ones(1, 1, 1, len(row), dtype=torch.bool) for row in places]
+    expected = torch.cat(
+        [
+            reference(query[row : row + 1], keys[row : row + 1, :, own], values[row : row + 1, :, own], seen[row], 0.2)
+            for row, own in enumerate(places)
+        ]
+    )
+    if side_by_side:
+        keys, values = keys.mT.contiguous().mT, values.mT.contiguous().mT
+    parts = [ExactSegment(keys[:, :, :9], values[:, :, :9]), ExactSegment(keys[:, :, 9:], values[:, :, 9:])]
+    torch.testing.assert_close(segmented_attention(query, parts, counts, 0.2), expected)
+    torch.testing.assert_close(exact_attention(query, keys, values, counts, 0.2), expected)
+
+
 def test_blocks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     query, segment = states(6, 30, 0), ExactSegment(states(3, 30, 1), states(3, 30, 2))
     whole = segmented_attention(query, [segment], None, 0.2)

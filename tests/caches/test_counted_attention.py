@@ -12,10 +12,15 @@ BATCH, HEADS, KV_HEADS, DIM = 2, 6, 2, 8
 SCALING = DIM**-0.5
 
 
-def tensors(queries: int, entries: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+def tensors(
+    queries: int, entries: int, dtype: torch.dtype = torch.float64, *, side_by_side: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, keys and values; `side_by_side`: the tokens of a dimension are, as a compiled kernel wants them."""
     torch.manual_seed(queries * 100 + entries)
     query = torch.randn(BATCH, HEADS, queries, DIM, dtype=dtype)
     keys, values = (torch.randn(BATCH, KV_HEADS, entries, DIM, dtype=dtype) for _ in range(2))
+    if side_by_side:
+        keys, values = keys.mT.contiguous().mT, values.mT.contiguous().mT
     return query, keys, values
 
 
@@ -38,14 +43,15 @@ def dense(
     return output.transpose(1, 2), shares.sum(dim=2).unflatten(1, (KV_HEADS, -1)).sum(dim=2)
 
 
+@pytest.mark.parametrize("side_by_side", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("block_bytes", [1, 3000, 2**30])
 @pytest.mark.parametrize(("queries", "entries"), [(1, 9), (7, 7), (7, 20)])
 def test_output_and_column_sums_are_those_of_a_dense_softmax(
-    queries: int, entries: int, block_bytes: int, dtype: torch.dtype
+    queries: int, entries: int, block_bytes: int, dtype: torch.dtype, side_by_side: bool
 ) -> None:
-    query, keys, values = tensors(queries, entries, dtype)
-    cardinalities = torch.randint(1, 6, (BATCH, entries))
+    query, keys, values = tensors(queries, entries, dtype, side_by_side=side_by_side)
+    cardinalities = torch.randint(1, 6, (BATCH, entries), dtype=torch.int32)
     output, sums = counted_attention(query, keys, values, cardinalities, SCALING, block_bytes=block_bytes)
     expected, expected_sums = dense(query.double(), keys.double(), values.double(), cardinalities)
     assert output.dtype == dtype and sums.dtype == torch.promote_types(dtype, torch.float32)
@@ -57,10 +63,14 @@ def test_output_and_column_sums_are_those_of_a_dense_softmax(
     )
 
 
+@pytest.mark.parametrize("side_by_side", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(("queries", "entries"), [(1, 9), (6, 20)])
-def test_the_quick_path_gives_the_same_output(queries: int, entries: int) -> None:
-    query, keys, values = tensors(queries, entries)
-    cardinalities = torch.randint(1, 6, (BATCH, entries))
+def test_the_quick_path_gives_the_same_output(
+    queries: int, entries: int, dtype: torch.dtype, side_by_side: bool
+) -> None:
+    query, keys, values = tensors(queries, entries, dtype, side_by_side=side_by_side)
+    cardinalities = torch.randint(1, 6, (BATCH, entries), dtype=torch.int32)
     counted, _ = counted_attention(query, keys, values, cardinalities, SCALING)
     torch.testing.assert_close(cardinality_attention(query, keys, values, cardinalities, SCALING), counted)
     plain, _ = counted_attention(query, keys, values, None, SCALING)

@@ -14,6 +14,7 @@ from kvgauge import UserError
 from kvgauge.caches import counted_attention
 from kvgauge.caches.merged import MergedLayer, MergingCache
 from kvgauge.evaluation.decoding import prefill
+from kvgauge.native import operators
 
 CONTEXT, QUESTION = 150, 40
 METHODS = ["kvslimmer", "asymkv", "mean_merge", "streaming_llm"]
@@ -169,6 +170,28 @@ def test_long_answers_are_merged_too(model: PreTrainedModel, ids: Tensor, name: 
     assert peak_entries(cache) <= max(limit, int(0.4 * CONTEXT)) + 32
 
 
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("name", METHODS)
+def test_steps_with_and_without_compiled_kernels_agree(
+    model: PreTrainedModel, ids: Tensor, name: str, padded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = 70  # more than two windows are merged on the way
+    mask = torch.ones(2, CONTEXT + steps, dtype=torch.bool)
+    mask[0, :20] = not padded
+    logits = []
+    for compiled in (True, False):
+        monkeypatch.setattr(operators, "available", lambda compiled=compiled: compiled)
+        cache = cache_of(model, name, budget=0.4)
+        prefill(model, ids[:, :CONTEXT], cache, mask=mask[:, :CONTEXT])
+        cache.compress()
+        made = [
+            prefill(model, ids[:, step : step + 1], cache, mask=mask[:, : CONTEXT + step + 1]) for step in range(steps)
+        ]
+        assert cache.layers[0].keys_buffer.dimension_major == compiled
+        logits.append(torch.stack(made))
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
+
+
 def test_generate_compresses_by_itself(model: PreTrainedModel, ids: Tensor) -> None:
     method = kvgauge.build_method("kvslimmer", start=4, window=32, budget=0.4)
     cache = method.new_cache(model, context_length=CONTEXT)
@@ -256,6 +279,8 @@ def test_bytes_are_those_of_the_live_tensors(model: PreTrainedModel, ids: Tensor
         "cardinalities": 4 * 2 * 50 * 4,
     }
     assert cache.nbytes() == sum(parts.values())
+    prefill(model, ids[:, CONTEXT:], cache)
+    assert cache.nbytes_by_part()["angles"] == 4 * 2 * 2 * 16 * 4
 
 
 def test_dense_and_crop_refuse_and_so_does_adopt(model: PreTrainedModel, ids: Tensor) -> None:

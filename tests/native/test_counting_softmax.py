@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvgauge.caches.counted_attention import HIDDEN
+from kvgauge.caches.cardinality_bias import HIDDEN
 from kvgauge.native.counting_softmax import counting_softmax
 
 BATCH, HEADS, GROUP = 2, 3, 3

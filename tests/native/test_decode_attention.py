@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 
 from kvgauge.native import operators
-from kvgauge.native.decode_attention import LONG_RUN_BYTES, MOST_GROUPED, SHORT_BLOCK, decode_attention
+from kvgauge.native.decode_attention import (
+    LONG_RUN_BYTES,
+    MOST_GROUPED,
+    SHORT_BLOCK,
+    counted_decode_attention,
+    decode_attention,
+)
 
 
 def side_by_side(batch: int, heads: int, tokens: int, rank: int, dtype: torch.dtype, spare: int = 5) -> Tensor:
@@ -41,6 +47,32 @@ def test_output_and_normalisers_are_those_of_the_dense_formula(group, tokens, dt
     close = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 1e-2}
     torch.testing.assert_close(output.double(), expected, **close)
     torch.testing.assert_close(lse.double(), normalisers, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("counts", [None, "ones", "many"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [1, 33, 2 * SHORT_BLOCK + 1, 6 * LONG_RUN_BYTES + 3])
+@pytest.mark.parametrize("group", [1, 3, 4, MOST_GROUPED])
+def test_entries_count_as_often_as_they_stand_for_tokens_and_receive_the_column_sums(group, tokens, dtype, counts):
+    torch.manual_seed(group * tokens)
+    query = torch.randn(2, 3, group, 9).to(dtype)
+    keys, values = side_by_side(2, 3, tokens, 9, dtype), side_by_side(2, 3, tokens, 7, dtype)
+    often = None
+    if counts is not None:
+        often = torch.randint(0, 2 if counts == "ones" else 9, (2, tokens), dtype=torch.int32)
+        often[:, -1] = 1
+    weights = query.double() @ keys.double().mT * 0.3
+    if often is not None:
+        weights += often.double().log()[:, None, None]
+    expected_lse, weights = weights.logsumexp(dim=-1), weights.softmax(dim=-1)
+    output, received = counted_decode_attention(query, keys, values, 0.3, often)
+    assert output.dtype == dtype and received.dtype == torch.float32
+    close = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 1e-2}
+    torch.testing.assert_close(output.double(), weights @ values.double(), **close)
+    torch.testing.assert_close(received.double(), weights.sum(dim=2), rtol=1e-4, atol=1e-7)
+    alone, lse = decode_attention(query, keys, values, 0.3, often)
+    assert torch.equal(alone, output)
+    torch.testing.assert_close(lse.double(), expected_lse, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -79,10 +111,10 @@ def test_the_number_of_threads_changes_no_bit():
     try:
         for number in (1, 2):
             torch.set_num_threads(number)
-            results.append(decode_attention(query, keys, values, 0.25)[0])
+            results.append(counted_decode_attention(query, keys, values, 0.25))
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(*results)
+    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize("case", ["rows", "double", "mixed", "group", "gradient", "empty"])
@@ -96,6 +128,7 @@ def test_what_it_is_not_compiled_for_is_left_to_torch(case):
     if case == "mixed":
         values = values.bfloat16()
     assert decode_attention(query, keys, values, 0.3) is None
+    assert counted_decode_attention(query, keys, values, 0.3) is None
 
 
 def test_without_a_compiler_it_does_not_apply(monkeypatch):
@@ -107,4 +140,6 @@ def test_without_a_compiler_it_does_not_apply(monkeypatch):
 def test_the_operator_can_be_traced():
     query, rows = torch.randn(1, 2, 2, 8), side_by_side(1, 2, 20, 8, torch.float32)
     asking, expansion = torch.randn(2, 8, 8), torch.randn(2, 5, 8)
-    torch.library.opcheck(torch.ops.kvgauge.decode_attention, (query, rows, rows, asking, expansion, 0.3, None))
+    for counting in (False, True):
+        arguments = (query, rows, rows, asking, expansion, 0.3, None, counting)
+        torch.library.opcheck(torch.ops.kvgauge.decode_attention, arguments)

@@ -17,6 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from kvgauge.caches.cardinality_bias import log_cardinalities
 from kvgauge.native.decode_attention import decode_attention
 
 NAME = "kvgauge"
@@ -76,7 +77,8 @@ class OnePassSegment(ABC):
         Args:
             query: (batch, num_key_value_heads, group, head_dim).
             scaling: factor on the scores.
-            mask: (batch, entries), False hides an entry; None hides none.
+            mask: (batch, entries), False hides an entry; or int32, how many tokens it stands for, 0 for none; None
+                hides none.
         """
 
 
@@ -112,30 +114,35 @@ def exact_attention(
 ) -> Tensor:
     """Attention to exact keys and values (batch, num_key_value_heads, tokens, head_dim): (batch, queries, H, head_dim).
 
-    A None mask is plain causal, aligned at the last token.
+    A None mask is plain causal, aligned at the last token. Integers in the mask of one query say how many tokens each
+    entry stands for, 0 for none.
     """
-    batch, heads, queries, head_dim = query.shape
-    kv_heads, tokens = keys.shape[1:3]
-    if queries == 1 and _hides_only(attention_mask):
-        seen = _seen(attention_mask, batch, tokens)
-        fused = decode_attention(
-            query.reshape(batch, kv_heads, heads // kv_heads, head_dim), keys, values, scaling, seen
-        )
-        if fused is not None:
-            return fused[0].reshape(batch, 1, heads, values.shape[-1])
-    if queries == 1 and attention_mask is None:
-        # The queries of a group read the same keys: as rows of one product they read them once.
-        grouped = query.reshape(batch, kv_heads, heads // kv_heads, head_dim)
-        output = torch.nn.functional.scaled_dot_product_attention(grouped, keys, values, scale=scaling)
-        return output.reshape(batch, 1, heads, values.shape[-1])
-    causal = attention_mask is None and queries == tokens
+    queries, tokens, gqa = query.shape[2], keys.shape[2], query.shape[1] != keys.shape[1]
+    if queries == 1 and (attention_mask is None or attention_mask.shape[1] == 1):
+        return _one_query(query, keys, values, attention_mask, scaling)
     mask = attention_mask
+    causal = mask is None and queries == tokens
     if mask is None and not causal:
         mask = causal_mask(queries, tokens, query.device)
     output = torch.nn.functional.scaled_dot_product_attention(
-        query, keys, values, attn_mask=mask, scale=scaling, is_causal=causal, enable_gqa=heads != kv_heads
+        query, keys, values, attn_mask=mask, scale=scaling, is_causal=causal, enable_gqa=gqa
     )
     return output.transpose(1, 2)
+
+
+def _one_query(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+    """`exact_attention` of one query per head, with one mask for all heads: a group reads its keys once."""
+    batch, heads, _, head_dim = query.shape
+    kv_heads, tokens = keys.shape[1:3]
+    grouped = query.reshape(batch, kv_heads, heads // kv_heads, head_dim)
+    fused = None
+    if _hides_only(mask):
+        fused = decode_attention(grouped, keys, values, scaling, _seen(mask, batch, tokens))
+    if fused is not None:
+        return fused[0].reshape(batch, 1, heads, values.shape[-1])
+    mask = None if mask is None else _added(mask[..., :tokens], query.dtype)
+    output = torch.nn.functional.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scaling)
+    return output.reshape(batch, 1, heads, values.shape[-1])
 
 
 def causal_mask(queries: int, tokens: int, device: torch.device) -> Tensor:
@@ -145,8 +152,8 @@ def causal_mask(queries: int, tokens: int, device: torch.device) -> Tensor:
 
 
 def hide(mask: Tensor, columns: Tensor) -> Tensor:
-    """A mask (…, tokens) with `columns` (…, n) hidden, boolean or added to the scores."""
-    return mask.scatter(-1, columns, False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min)
+    """A mask (…, tokens) with `columns` (…, n) hidden: boolean, counts, or added to the scores."""
+    return mask.scatter(-1, columns, torch.finfo(mask.dtype).min if mask.is_floating_point() else 0)
 
 
 def segmented_attention(
@@ -157,7 +164,8 @@ def segmented_attention(
     Args:
         query: (batch, num_attention_heads, queries, head_dim).
         segments: in logical order; their entries together are the logical length.
-        attention_mask: as in `Attendable.attend`, or floating point: added to the scores.
+        attention_mask: as in `Attendable.attend`; or floating point: added to the scores; or for one query integers:
+            how many tokens each entry stands for, 0 for none.
         scaling: factor on the scores.
 
     Returns:
@@ -171,6 +179,7 @@ def segmented_attention(
         output = _attend_one(query, segments, entries, attention_mask, scaling)
         if output is not None:
             return output
+        attention_mask = _added(attention_mask, query.dtype)
     elif attention_mask is None:
         attention_mask = causal_mask(queries, total, query.device)
     block = max(1, SCORE_BLOCK_BYTES // (batch * heads * total * 4))
@@ -212,15 +221,26 @@ def _attend_one(
 def _attend_alone(segment: Segment, query: Tensor, scaling: float, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """The output and the log-normalisers of one segment that has no pass of its own."""
     scores = segment.scores(query * scaling)
-    if mask is not None:
-        scores = scores.masked_fill(~mask[:, None, None], torch.finfo(scores.dtype).min)
     scores = scores if scores.dtype.itemsize >= 4 else scores.float()
+    if mask is not None and mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask[:, None, None], torch.finfo(scores.dtype).min)
+    elif mask is not None:
+        scores = scores + log_cardinalities(mask, scores.dtype)[:, None, None]
     return segment.mix(torch.softmax(scores, dim=-1).to(query.dtype)), scores.logsumexp(dim=-1)
 
 
 def _hides_only(mask: Tensor | None) -> bool:
-    """The mask says which tokens are seen and adds nothing to their scores."""
-    return mask is None or mask.dtype == torch.bool
+    """The mask says which tokens are seen, or how often each counts, and adds nothing to their scores."""
+    return mask is None or not mask.is_floating_point()
+
+
+def _added(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The mask, counts in it as what they add to the scores."""
+    return mask if mask is None or not _counts(mask) else log_cardinalities(mask, dtype)
+
+
+def _counts(mask: Tensor) -> bool:
+    return mask.dtype != torch.bool and not mask.is_floating_point()
 
 
 def _seen(mask: Tensor | None, batch: int, tokens: int) -> Tensor | None:

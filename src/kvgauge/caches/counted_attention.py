@@ -15,24 +15,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from kvgauge.caches.attention import exact_attention
+from kvgauge.caches.cardinality_bias import HIDDEN, log_cardinalities
 from kvgauge.native.counting_softmax import counting_softmax
+from kvgauge.native.decode_attention import counted_decode_attention
 
 # Scores of one block of queries. BLAS rearranges the keys for every block, which many small ones would pay for.
 BLOCK_BYTES = 16 * 2**20
-
-# Added to the scores of what is not there. Finite, so that the row of a padding query stays a number.
-HIDDEN = -1e30
-
-
-def log_cardinalities(cardinalities: Tensor, dtype: torch.dtype) -> Tensor:
-    """(batch, entries) cardinalities as an additive bias on scores; 0, an empty place, becomes `HIDDEN`."""
-    return torch.where(cardinalities > 0, cardinalities.clamp(min=1).to(dtype).log(), HIDDEN)
 
 
 def cardinality_attention(
     query: Tensor, keys: Tensor, values: Tensor, cardinalities: Tensor | None, scaling: float
 ) -> Tensor:
-    """The output alone, through scaled dot product attention.
+    """The output alone.
 
     Args:
         query: (batch, num_attention_heads, queries, head_dim); the last query belongs to the last entry, and the
@@ -45,18 +39,16 @@ def cardinality_attention(
         (batch, queries, num_attention_heads, head_dim).
     """
     queries, entries = query.shape[2], keys.shape[2]
+    if queries == 1:
+        counts = None if cardinalities is None else cardinalities[:, None, None]
+        return exact_attention(query, keys, values, counts, scaling)
+    keys, values = keys.contiguous(), values.contiguous()  # scaled dot product attention is slow on others
     if cardinalities is None:
         return exact_attention(query, keys, values, None, scaling)
+    later = torch.ones(queries, queries, dtype=torch.bool, device=query.device).triu(1)
     bias = log_cardinalities(cardinalities, query.dtype)[:, None, None, :]
-    if queries > 1:
-        later = torch.ones(queries, queries, dtype=torch.bool, device=query.device).triu(1)
-        hidden = functional.pad(later, (entries - queries, 0))
-        bias = bias.masked_fill(hidden, HIDDEN)
-        return exact_attention(query, keys, values, bias, scaling)
-    batch, heads, _, head_dim = query.shape
-    grouped = query.reshape(batch, keys.shape[1], -1, head_dim)
-    output = functional.scaled_dot_product_attention(grouped, keys, values, attn_mask=bias, scale=scaling)
-    return output.reshape(batch, 1, heads, values.shape[-1])
+    bias = bias.masked_fill(functional.pad(later, (entries - queries, 0)), HIDDEN)
+    return exact_attention(query, keys, values, bias, scaling)
 
 
 def counted_attention(
@@ -82,6 +74,11 @@ def counted_attention(
     batch, heads, queries, head_dim = query.shape
     kv_heads, entries = keys.shape[1:3]
     groups, past = heads // kv_heads, entries - queries
+    if queries == 1 and valid is None:
+        grouped = query.reshape(batch, kv_heads, groups, head_dim)
+        counted = counted_decode_attention(grouped, keys, values, scaling, cardinalities)
+        if counted is not None:
+            return counted[0].reshape(batch, 1, heads, values.shape[-1]), counted[1]
     exact = torch.promote_types(query.dtype, torch.float32)
     bias = None if cardinalities is None else log_cardinalities(cardinalities, exact)
     counts = None if valid is None else valid.to(exact)

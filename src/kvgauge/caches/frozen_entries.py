@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from kvgauge.caches.base import KVCache
 from kvgauge.caches.buffers import GrowingBuffer
-from kvgauge.caches.counted_attention import HIDDEN, log_cardinalities
+from kvgauge.caches.cardinality_bias import HIDDEN, log_cardinalities
 from kvgauge.caches.two_phase import TwoPhaseLayer
 
 
@@ -59,10 +59,12 @@ class FrozenEntries:
         queries = query.shape[2]
         if not len(self.cardinalities):
             return self.layer.attend_compressed(query, None, scaling)
-        bias = log_cardinalities(self.cardinalities.view().squeeze(-1), query.dtype)[:, None, None, :]
-        if queries > 1:
-            later = torch.ones(queries, queries, dtype=torch.bool, device=query.device).triu(1)
-            bias = bias.masked_fill(functional.pad(later, (len(self) - queries, 0)), HIDDEN)
+        counts = self.cardinalities.view().squeeze(-1)[:, None, None]
+        if queries == 1:
+            return self.layer.attend_compressed(query, counts, scaling)
+        later = torch.ones(queries, queries, dtype=torch.bool, device=query.device).triu(1)
+        bias = log_cardinalities(counts, query.dtype)
+        bias = bias.masked_fill(functional.pad(later, (len(self) - queries, 0)), HIDDEN)
         return self.layer.attend_compressed(query, bias, scaling)
 
     def nbytes_by_part(self) -> dict[str, int]:

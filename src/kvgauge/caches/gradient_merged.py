@@ -91,6 +91,7 @@ class GradientMergedLayer(MergedLayer):
         first = rows[0]
         self.dtype, self.device, self.is_initialized = first.dtype, first.device, True
         self.groups = first.groups
+        self._turning = None
         for name in ("counts", "fresh", "lags", "windows"):
             setattr(self, name, [getattr(row, name)[0] for row in rows])
         self.merge_count += sum(row.merge_count for row in rows)

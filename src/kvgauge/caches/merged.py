@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -26,7 +27,8 @@ from kvgauge.caches.merge_entries import Entries, align, averaged_hessian, curre
 from kvgauge.caches.merge_pairs import choose_pairs, pair_costs
 from kvgauge.caches.two_phase import TwoPhaseLayer
 from kvgauge.errors import UserError
-from kvgauge.models.rotary import Rotary
+from kvgauge.models.rotary import Rotary, turn
+from kvgauge.native.operators import compiled_for
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class MergedLayer(LayerCache):
         self.most_entries = 0  # of any row at any time
         self.groups = 1  # query heads of a kv head
         self.frozen: FrozenEntries | None = None
+        self._turning: tuple[Tensor, Tensor] | None = None  # by which the lags turn new tokens
         self._incoming: tuple[Tensor, Tensor] | None = None
 
     # -- the contract of LayerCache ------------------------------------------------------------------------------
@@ -140,15 +143,27 @@ class MergedLayer(LayerCache):
         self.fresh = [0] * len(self.fresh)
         self.attention_buffer.clear()
         self.hessian_buffer.clear()
+        self._turning = None
         for buffer in self.buffers():
             if len(buffer):
                 buffer.set(buffer.view())
-        if self.freeze is not None:
+        if self.freeze is None:
+            self._arrange_for_decoding()
+        else:
             keys, values = self.keys_buffer.view(), self.values_buffer.view()
             self.frozen = FrozenEntries(self.freeze(self.logical_length), keys, values, self.cardinalities)
             for buffer in self.buffers():
                 buffer.clear()
         self.compressed = True
+
+    def _arrange_for_decoding(self) -> None:
+        """Where there is a kernel for it, the tokens of a dimension side by side: single queries read them faster."""
+        if not compiled_for(self.keys_buffer.view(), self.values_buffer.view()):
+            return
+        for name in ("keys_buffer", "values_buffer"):
+            arranged = GrowingBuffer(dimension_major=True)
+            arranged.set(getattr(self, name).view())
+            setattr(self, name, arranged)
 
     @property
     def owner(self) -> MergingCache:
@@ -174,6 +189,7 @@ class MergedLayer(LayerCache):
             "values": self.values_buffer.nbytes(),
             "cardinalities": self.cardinality_buffer.nbytes(),
             "statistics": self.attention_buffer.nbytes() + self.hessian_buffer.nbytes(),
+            "angles": sum(part.untyped_storage().nbytes() for part in self._turning or ()),
         }
         return {part: size for part, size in parts.items() if size}
 
@@ -206,6 +222,7 @@ class MergedLayer(LayerCache):
 
     def map_batch(self, select: Callable[[Tensor], Tensor]) -> None:
         super().map_batch(select)
+        self._turning = None
         if self.frozen is not None:
             self.frozen.map_batch(select)
         for name in ("counts", "fresh", "lags", "windows", "limits"):
@@ -274,15 +291,22 @@ class MergedLayer(LayerCache):
         """Queries and keys of new tokens at their running positions, and which of them are not padding."""
         cache = self.owner
         valid = None if cache.new_valid is None else cache.new_valid[:, part]
-        offsets = None if cache.new_lags is None else cache.new_lags[:, part]
-        if any(self.lags):
-            lags = torch.tensor(self.lags, device=query.device)[:, None]
-            offsets = -lags if offsets is None else offsets - lags
-        if offsets is not None:
-            # as one tensor: at decoding the angles cost more than the rotation
-            both = self.rotary.shift(torch.cat([query, keys], dim=1), offsets)
+        turning = self._turning_of(None if cache.new_lags is None else cache.new_lags[:, part], query)
+        if turning is not None:
+            both = turn(torch.cat([query, keys], dim=1), turning)  # one after the other took longer at decoding
             query, keys = both.split([query.shape[1], keys.shape[1]], dim=1)
         return query, keys, valid
+
+    def _turning_of(self, new_lags: Tensor | None, query: Tensor) -> tuple[Tensor, Tensor] | None:
+        """From the model's positions to the running ones; None where they are the same."""
+        if not any(self.lags):
+            return None if new_lags is None else self.rotary.turning(new_lags, query)
+        lags = torch.tensor(self.lags, device=query.device)[:, None]
+        if new_lags is not None:
+            return self.rotary.turning(new_lags - lags, query)
+        if self._turning is None:  # the same until the next merge
+            self._turning = self.rotary.turning(-lags, query)
+        return self._turning
 
     @torch.no_grad()
     def _append(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:
@@ -291,10 +315,10 @@ class MergedLayer(LayerCache):
         self.keys_buffer.append(keys.detach())
         self.values_buffer.append(values.detach())
         if valid is not None or len(self.cardinality_buffer):
-            ones = torch.ones(len(self.counts), before + new, 1, dtype=torch.int32, device=keys.device)
+            ones = partial(keys.new_ones, dtype=torch.int32)
             if not len(self.cardinality_buffer) and before:
-                self.cardinality_buffer.append(ones[:, :before])
-            self.cardinality_buffer.append(ones[:, before:] if valid is None else valid.int()[..., None])
+                self.cardinality_buffer.append(ones((keys.shape[0], before, 1)))
+            self.cardinality_buffer.append(ones((keys.shape[0], new, 1)) if valid is None else valid.int()[..., None])
         if len(self.attention_buffer):
             self.attention_buffer.append(self.attention_buffer.view().new_zeros(*keys.shape[:3], 1))
         if len(self.hessian_buffer):
@@ -428,6 +452,7 @@ class MergedLayer(LayerCache):
 
     def _note_lags(self, lost: Tensor) -> None:
         self.lags = [lag + more for lag, more in zip(self.lags, lost.tolist(), strict=True)]
+        self._turning = None
 
 
 class MergingCache(KVCache):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from kvgauge.caches.counted_attention import HIDDEN, log_cardinalities
+from kvgauge.caches.cardinality_bias import HIDDEN, log_cardinalities
 from kvgauge.caches.merged import MergedLayer, MergingCache
 
 

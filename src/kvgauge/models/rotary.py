@@ -54,14 +54,24 @@ class Rotary:
 
         An offset of 0 returns exactly what came in; the model's attention scaling factor is left as it is.
         """
-        exact = states.to(torch.promote_types(states.dtype, torch.float32))
+        return turn(states, self.turning(offsets, states))
+
+    def turning(self, offsets: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """What `turn` needs to move states in the dtype of `like` by `offsets` (batch or 1, tokens) positions."""
+        cos, sin = self.angles(offsets, like.new_empty(0, dtype=torch.promote_types(like.dtype, torch.float32)))
         scale = self._scale_squared**0.5
-        cos, sin = (part / scale for part in self.angles(offsets, exact))
-        # x cos + rotate_half(x) sin, without a second tensor as large as the states
-        shifted, half = exact * cos, states.shape[-1] // 2
-        shifted[..., :half].addcmul_(exact[..., half:], sin[..., :half], value=-1.0)
-        shifted[..., half:].addcmul_(exact[..., :half], sin[..., half:])
-        return shifted.to(states.dtype)
+        return cos / scale, sin / scale
+
+
+def turn(states: Tensor, turning: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotated states (batch, heads, tokens, head_dim), moved as `Rotary.turning` says."""
+    cos, sin = turning
+    exact = states.to(cos.dtype)
+    # x cos + rotate_half(x) sin, without a second tensor as large as the states
+    shifted, half = exact * cos, states.shape[-1] // 2
+    shifted[..., :half].addcmul_(exact[..., half:], sin[..., :half], value=-1.0)
+    shifted[..., half:].addcmul_(exact[..., :half], sin[..., half:])
+    return shifted.to(states.dtype)
 
 
 def rotate_half(states: Tensor) -> Tensor:

@@ -13,19 +13,27 @@ namespace {
 // still fit in the vector registers.
 constexpr int rows_at_once(int group) { return group <= 3 ? 4 : group <= 6 ? 2 : 1; }
 
-// One vector of each of U rows. The next rows are fetched while these are read: each lies on pages of its own, where the
-// processor's prefetching starts anew.
+// Rows of the large operand: row u begins at first + u · stride.
+template <typename T>
+struct Rows {
+  const T* first;
+  int64_t stride;
+  Rows from(int64_t row) const { return {first + row * stride, stride}; }
+};
+
+// One vector of each of U rows. The rows that come next are fetched while these are read: each lies on pages of its own,
+// where the processor's prefetching starts anew.
 template <int U, typename T>
-inline void read_rows(const T* rows, int64_t row_stride, Vector* read) {
+inline void read_rows(Rows<T> rows, Rows<T> next, int64_t t, Vector* read) {
   for (int u = 0; u < U; ++u) {
-    read[u] = numbers(rows + u * row_stride);
-    __builtin_prefetch(rows + (U + u) * row_stride, 0, 2);
+    read[u] = numbers(rows.first + u * rows.stride + t);
+    __builtin_prefetch(next.first + u * next.stride + t, 0, 2);
   }
 }
 
 // scores[g][t] += Σ_u query[g][u] · rows[u][t]
 template <int G, int U, typename T>
-inline void add_scores(const float* query, int64_t query_stride, const T* rows, int64_t row_stride, int64_t count,
+inline void add_scores(const float* query, int64_t query_stride, Rows<T> rows, Rows<T> next, int64_t count,
                        float* __restrict scores, int64_t score_stride) {
   float asked[G][U];
   for (int g = 0; g < G; ++g)
@@ -33,7 +41,7 @@ inline void add_scores(const float* query, int64_t query_stride, const T* rows, 
   int64_t t = 0;
   for (; t + LANES <= count; t += LANES) {
     Vector read[U];
-    read_rows<U>(rows + t, row_stride, read);
+    read_rows<U>(rows, next, t, read);
     for (int g = 0; g < G; ++g) {
       Vector* score = reinterpret_cast<Vector*>(scores + g * score_stride + t);
       Vector sum = *score;
@@ -43,20 +51,20 @@ inline void add_scores(const float* query, int64_t query_stride, const T* rows, 
   }
   for (; t < count; ++t)
     for (int g = 0; g < G; ++g)
-      for (int u = 0; u < U; ++u) scores[g * score_stride + t] += asked[g][u] * number(rows[u * row_stride + t]);
+      for (int u = 0; u < U; ++u) scores[g * score_stride + t] += asked[g][u] * number(rows.first[u * rows.stride + t]);
 }
 
 // out[g][u] += Σ_t weights[g][t] · rows[u][t]
 template <int G, int U, typename T>
-inline void add_products(const float* weights, int64_t weight_stride, const T* rows, int64_t row_stride, int64_t count,
-                         float* out, int64_t out_stride) {
+inline void add_products(const float* weights, int64_t weight_stride, Rows<T> rows, Rows<T> next, int64_t count, float* out,
+                         int64_t out_stride) {
   Vector sums[G][U];
   for (int g = 0; g < G; ++g)
     for (int u = 0; u < U; ++u) sums[g][u] = Vector{};
   int64_t t = 0;
   for (; t + LANES <= count; t += LANES) {
     Vector read[U];
-    read_rows<U>(rows + t, row_stride, read);
+    read_rows<U>(rows, next, t, read);
     for (int g = 0; g < G; ++g) {
       const Vector weight = numbers(weights + g * weight_stride + t);
       for (int u = 0; u < U; ++u) sums[g][u] += weight * read[u];
@@ -66,7 +74,7 @@ inline void add_products(const float* weights, int64_t weight_stride, const T* r
     for (int u = 0; u < U; ++u) {
       float sum = sum_of(sums[g][u]);
       for (int64_t rest = t; rest < count; ++rest)
-        sum += weights[g * weight_stride + rest] * number(rows[u * row_stride + rest]);
+        sum += weights[g * weight_stride + rest] * number(rows.first[u * rows.stride + rest]);
       out[g * out_stride + u] += sum;
     }
 }
@@ -76,10 +84,12 @@ struct Attention {
   const void *keys, *values;         // (sequences, heads, rank, tokens), tokens of a dimension side by side
   const void *asking, *expansion;    // (heads, query_dim, rank_k) and (heads, output_dim, rank_v); null: the identity
   const uint8_t* mask;               // (sequences, tokens), 0 hides a token; null: none is hidden
+  const int32_t* counts;             // (sequences, tokens), how often an entry counts, 0 hides it; null: all count once
   float *output, *lse;               // (sequences · heads, G, output_dim) and (sequences · heads, G)
+  float* received;                   // (sequences · heads, tokens), the attention that each got from its group; or null
   int64_t sequences, heads, query_dim, output_dim, rank_k, rank_v, tokens, block;
   int64_t key_strides[3], value_strides[3];  // of sequences, heads and dimensions, in numbers
-  int64_t mask_stride;
+  int64_t mask_stride, counts_stride;
   float scaling;
   int threads;
 };
@@ -106,35 +116,57 @@ void ask(const Attention& a, int64_t pair, float* asked) {
     for (int64_t i = 0; i < G * a.rank_k; ++i) asked[i] = query[i] * a.scaling;
 }
 
+// The keys or the values of one head, from one token on.
+template <typename T>
+Rows<T> rows_of(const Attention& a, const void* stored, const int64_t* strides, int64_t pair, int64_t start) {
+  return {static_cast<const T*>(stored) + pair / a.heads * strides[0] + pair % a.heads * strides[1] + start, strides[2]};
+}
+
+// What stands for nothing gets no weight.
+template <typename T>
+inline void hide(float* scores, const T* seen, int64_t count) {
+  for (int64_t t = 0; t < count; ++t) scores[t] = seen[t] ? scores[t] : LOWEST;
+}
+
+// Weights times counts in place. Returns their sum.
+inline float multiply(float* weights, const int32_t* counts, int64_t count) {
+  float sum = 0.f;
+  for (int64_t t = 0; t < count; ++t) sum += weights[t] *= static_cast<float>(counts[t]);
+  return sum;
+}
+
 // One block of tokens for one head: unnormalised sums, their largest score and the sum of their weights.
 template <int G, typename T>
-void attend_block(const Attention& a, int64_t pair, int64_t start, int64_t count, float* scores, const float* query,
-                  float* mixed, float* largest, float* total) {
+void attend_block(const Attention& a, int64_t pair, int64_t start, int64_t count, Rows<T> next_keys, float* scores,
+                  const float* query, float* mixed, float* largest, float* total) {
   constexpr int U = rows_at_once(G);
-  const int64_t sequence = pair / a.heads, head = pair % a.heads;
-  const T* keys = static_cast<const T*>(a.keys) + sequence * a.key_strides[0] + head * a.key_strides[1] + start;
-  const T* values = static_cast<const T*>(a.values) + sequence * a.value_strides[0] + head * a.value_strides[1] + start;
+  const int64_t sequence = pair / a.heads;
+  const Rows<T> keys = rows_of<T>(a, a.keys, a.key_strides, pair, start);
+  const Rows<T> values = rows_of<T>(a, a.values, a.value_strides, pair, start);
   std::fill(scores, scores + G * a.block, 0.f);
   int64_t row = 0;
   for (; row + U <= a.rank_k; row += U)
-    add_scores<G, U>(query + row, a.rank_k, keys + row * a.key_strides[2], a.key_strides[2], count, scores, a.block);
+    add_scores<G, U>(query + row, a.rank_k, keys.from(row), row + U < a.rank_k ? keys.from(row + U) : values, count, scores,
+                     a.block);
   for (; row < a.rank_k; ++row)
-    add_scores<G, 1>(query + row, a.rank_k, keys + row * a.key_strides[2], a.key_strides[2], count, scores, a.block);
+    add_scores<G, 1>(query + row, a.rank_k, keys.from(row), values, count, scores, a.block);
+  const uint8_t* seen = a.mask ? a.mask + sequence * a.mask_stride + start : nullptr;
+  const int32_t* counts = a.counts ? a.counts + sequence * a.counts_stride + start : nullptr;
   for (int g = 0; g < G; ++g) {
     float* own = scores + g * a.block;
-    if (a.mask) {
-      const uint8_t* seen = a.mask + sequence * a.mask_stride + start;
-      for (int64_t t = 0; t < count; ++t) own[t] = seen[t] ? own[t] : LOWEST;
-    }
+    if (seen) hide(own, seen, count);
+    if (counts) hide(own, counts, count);
     hide_rest(own, count);
     largest[g] = largest_of(own, count);
     total[g] = exponentials(own, count, largest[g]);
+    if (counts) total[g] = multiply(own, counts, count);
   }
   std::fill(mixed, mixed + G * a.rank_v, 0.f);
   for (row = 0; row + U <= a.rank_v; row += U)
-    add_products<G, U>(scores, a.block, values + row * a.value_strides[2], a.value_strides[2], count, mixed + row, a.rank_v);
+    add_products<G, U>(scores, a.block, values.from(row), row + U < a.rank_v ? values.from(row + U) : next_keys, count,
+                       mixed + row, a.rank_v);
   for (; row < a.rank_v; ++row)
-    add_products<G, 1>(scores, a.block, values + row * a.value_strides[2], a.value_strides[2], count, mixed + row, a.rank_v);
+    add_products<G, 1>(scores, a.block, values.from(row), next_keys, count, mixed + row, a.rank_v);
 }
 
 // The blocks of one head joined by their largest scores, normalised and expanded.
@@ -166,26 +198,49 @@ void join(const Attention& a, int64_t pair, const float* parts, int64_t part, in
   }
 }
 
+// The normalised weights of one block of tokens, summed over the queries of a group.
+template <int G>
+void receive(const Attention& a, int64_t pair, int64_t start, int64_t count, const float* weights, const float* largest) {
+  float* received = a.received + pair * a.tokens + start;
+  float share[G];
+  for (int g = 0; g < G; ++g) share[g] = expf(largest[g] - a.lse[pair * G + g]);
+  for (int64_t t = 0; t < count; ++t) {
+    float sum = 0.f;
+    for (int g = 0; g < G; ++g) sum += share[g] * weights[g * a.block + t];
+    received[t] = sum;
+  }
+}
+
 // Blocks of tokens are independent tasks; one thread joins them.
 template <int G, typename T>
 void attend(const Attention& a) {
-  const int64_t pairs = a.sequences * a.heads, blocks = (a.tokens + a.block - 1) / a.block;
+  const int64_t pairs = a.sequences * a.heads, blocks = (a.tokens + a.block - 1) / a.block, tasks = pairs * blocks;
   const int64_t part = G * (a.rank_v + 2);  // sums, largest scores, totals
-  std::vector<float> parts(pairs * blocks * part);
+  std::vector<float> parts(tasks * part);
+  std::vector<float> weights(a.received ? tasks * G * a.block : 0);
   const int64_t bytes = pairs * a.tokens * (a.rank_k + a.rank_v) * static_cast<int64_t>(sizeof(T));
 #pragma omp parallel num_threads(a.threads) if (bytes > ALONE_BYTES)
   {
-    std::vector<float> scores(G * a.block), query(G * a.rank_k);
+    std::vector<float> scores(a.received ? 0 : G * a.block), query(G * a.rank_k);
 #pragma omp for schedule(static) nowait
-    for (int64_t task = 0; task < pairs * blocks; ++task) {
-      const int64_t pair = task / blocks, start = task % blocks * a.block;
+    for (int64_t task = 0; task < tasks; ++task) {
+      const int64_t pair = task / blocks, start = task % blocks * a.block, next = std::min(task + 1, tasks - 1);
       ask<G, T>(a, pair, query.data());
       float* mixed = parts.data() + task * part;
-      attend_block<G, T>(a, pair, start, std::min(a.block, a.tokens - start), scores.data(), query.data(), mixed,
+      attend_block<G, T>(a, pair, start, std::min(a.block, a.tokens - start),
+                         rows_of<T>(a, a.keys, a.key_strides, next / blocks, next % blocks * a.block),
+                         a.received ? weights.data() + task * G * a.block : scores.data(), query.data(), mixed,
                          mixed + G * a.rank_v, mixed + G * a.rank_v + G);
     }
   }
   for (int64_t pair = 0; pair < pairs; ++pair) join<G, T>(a, pair, parts.data() + pair * blocks * part, part, blocks);
+  if (!a.received) return;
+#pragma omp parallel for num_threads(a.threads) schedule(static) if (bytes > ALONE_BYTES)
+  for (int64_t task = 0; task < tasks; ++task) {
+    const int64_t start = task % blocks * a.block;
+    receive<G>(a, task / blocks, start, std::min(a.block, a.tokens - start), weights.data() + task * G * a.block,
+               parts.data() + task * part + G * a.rank_v);
+  }
 }
 
 template <typename T>

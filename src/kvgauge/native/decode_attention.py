@@ -24,7 +24,7 @@ ENOUGH_TASKS = 32
 
 OPERATORS.define(
     "decode_attention(Tensor query, Tensor keys, Tensor values, Tensor? asking, Tensor? expansion, float scaling, "
-    "Tensor? mask) -> (Tensor, Tensor)"
+    "Tensor? mask, bool counting) -> (Tensor, Tensor, Tensor)"
 )
 
 
@@ -45,7 +45,8 @@ def decode_attention(
         keys, values: (batch, num_key_value_heads, tokens, rank_k) and (…, rank_v), views of storage in which the tokens
             of a dimension stand side by side.
         scaling: factor on the scores.
-        mask: (batch, tokens), False hides a token; None hides none.
+        mask: (batch, tokens), False hides a token; or int32, how many tokens each entry stands for, 0 for none; None
+            hides none.
         asking: (num_key_value_heads, query_dim, rank_k), contiguous: keys are asked with ``query @ asking``; None asks
             with the query.
         expansion: (num_key_value_heads, output_dim, rank_v), contiguous: weighted sums of the values are expanded by
@@ -57,8 +58,28 @@ def decode_attention(
     """
     if not applies(query, keys, values):
         return None
-    arguments = (query, keys, values, asking, expansion, scaling, mask)
-    return run(torch.ops.kvgauge.decode_attention, _decode_attention, *arguments)
+    arguments = (query, keys, values, asking, expansion, scaling, mask, False)
+    output, lse, _ = run(torch.ops.kvgauge.decode_attention, _decode_attention, *arguments)
+    return output, lse
+
+
+def counted_decode_attention(
+    query: Tensor, keys: Tensor, values: Tensor, scaling: float, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor] | None:
+    """The attention output, and what each entry received of its group: the column sums of the softmax.
+
+    Args:
+        query, keys, values, scaling, mask: as in `decode_attention`.
+
+    Returns:
+        (batch, num_key_value_heads, group, rank_v) in the dtype of `query`, and (batch, num_key_value_heads, tokens) in
+        float32; None where the compiled kernel does not apply.
+    """
+    if not applies(query, keys, values):
+        return None
+    arguments = (query, keys, values, None, None, scaling, mask, True)
+    output, _, received = run(torch.ops.kvgauge.decode_attention, _decode_attention, *arguments)
+    return output, received
 
 
 def applies(query: Tensor, keys: Tensor, values: Tensor) -> bool:
@@ -80,7 +101,8 @@ def _decode_attention(
     expansion: Tensor | None,
     scaling: float,
     mask: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+    counting: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     kernels = library()
     assert kernels is not None
     batch, heads, group, query_dim = query.shape
@@ -88,8 +110,12 @@ def _decode_attention(
     output_dim = rank_v if expansion is None else expansion.shape[1]
     asked = query.float().contiguous()
     seen = None if mask is None else mask.contiguous()
+    seen_stride = 0 if seen is None else seen.stride(0)
+    counts = seen if seen is not None and seen.dtype != torch.bool else None
+    assert counts is None or counts.dtype == torch.int32
     output = torch.empty(batch, heads, group, output_dim)
     lse = torch.empty(batch, heads, group)
+    received = torch.empty(batch, heads, tokens if counting else 0)
     long_block = LONG_RUN_BYTES // keys.element_size()
     block = long_block if batch * heads * tokens >= ENOUGH_TASKS * long_block else SHORT_BLOCK
     key_strides, value_strides = keys.stride(), values.stride()
@@ -99,24 +125,26 @@ def _decode_attention(
         pointer(values),
         pointer(asking),
         pointer(expansion),
-        pointer(seen),
+        pointer(seen if counts is None else None),
+        pointer(counts),
         pointer(output),
         pointer(lse),
+        pointer(received if counting else None),
         _SIZES(batch, heads, group, query_dim, output_dim, keys.shape[3], rank_v, tokens, block),
         _STRIDES(
             *(key_strides[0], key_strides[1], key_strides[3]),
             *(value_strides[0], value_strides[1], value_strides[3]),
-            0 if seen is None else seen.stride(0),
+            *(seen_stride, seen_stride),
         ),
         ctypes.c_float(scaling),
         ctypes.c_int(torch.get_num_threads()),
         ctypes.c_int(keys.dtype == torch.bfloat16),
     )
     assert not failed
-    return output.to(query.dtype), lse
+    return output.to(query.dtype), lse, received
 
 
-_SIZES, _STRIDES = ctypes.c_int64 * 9, ctypes.c_int64 * 7
+_SIZES, _STRIDES = ctypes.c_int64 * 9, ctypes.c_int64 * 8
 
 
 @torch.library.register_fake("kvgauge::decode_attention", lib=OPERATORS)
@@ -128,10 +156,12 @@ def _shapes(
     expansion: Tensor | None,
     scaling: float,
     mask: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+    counting: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     batch, heads, group, _ = query.shape
     output_dim = values.shape[3] if expansion is None else expansion.shape[1]
     return (
         query.new_empty(batch, heads, group, output_dim),
         query.new_empty(batch, heads, group, dtype=torch.float32),
+        query.new_empty(batch, heads, keys.shape[2] if counting else 0, dtype=torch.float32),
     )

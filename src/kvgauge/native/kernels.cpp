@@ -14,19 +14,20 @@
 extern "C" {
 
 // Softmax attention of one query per head; see Attention for the shapes. `sizes`: sequences, heads, group, query_dim,
-// output_dim, rank_k, rank_v, tokens, block; `strides`: of keys, of values (sequences, heads, dimensions) and of the mask's
-// sequences; `half`: keys, values and both matrices are bfloat16. 1: a group of this size is not compiled.
+// output_dim, rank_k, rank_v, tokens, block; `strides`: of keys, of values (sequences, heads, dimensions), of the mask's
+// and of the counts' sequences; `half`: keys, values and both matrices are bfloat16. 1: a group of this size is not
+// compiled.
 int kvgauge_attend(const float* query, const void* keys, const void* values, const void* asking, const void* expansion,
-                   const uint8_t* mask, float* output, float* lse, const int64_t* sizes, const int64_t* strides,
-                   float scaling, int threads, int half) {
+                   const uint8_t* mask, const int32_t* counts, float* output, float* lse, float* received,
+                   const int64_t* sizes, const int64_t* strides, float scaling, int threads, int half) {
   Attention a;
   a.query = query, a.keys = keys, a.values = values, a.asking = asking, a.expansion = expansion, a.mask = mask;
-  a.output = output, a.lse = lse;
+  a.counts = counts, a.output = output, a.lse = lse, a.received = received;
   a.sequences = sizes[0], a.heads = sizes[1], a.query_dim = sizes[3], a.output_dim = sizes[4];
   a.rank_k = sizes[5], a.rank_v = sizes[6], a.tokens = sizes[7], a.block = sizes[8];
   std::copy(strides, strides + 3, a.key_strides);
   std::copy(strides + 3, strides + 6, a.value_strides);
-  a.mask_stride = strides[6], a.scaling = scaling, a.threads = threads;
+  a.mask_stride = strides[6], a.counts_stride = strides[7], a.scaling = scaling, a.threads = threads;
   const int group = static_cast<int>(sizes[2]);
   return half ? attend_group<uint16_t>(a, group) : attend_group<float>(a, group);
 }
