@@ -16,10 +16,10 @@ from kvgauge.measure.latency import (
     baselines,
     cache_nbytes,
     contender,
-    fill,
     measure_point,
     run_alone,
 )
+from kvgauge.measure.synthetic import fill
 from kvgauge.models.facts import model_facts
 
 QUICK = {"decode_steps": 3, "warmup": 1, "repeats": 2}
@@ -97,6 +97,26 @@ def test_synthetic_states_reach_every_layer(tiny) -> None:
         assert cache_nbytes(cache) >= 2 * model_facts(model).full_nbytes(30)
         model(torch.tensor([[5], [6]]), past_key_values=cache)
         assert cache.get_seq_length() == 31
+
+
+@pytest.mark.parametrize("members", [None, ("kqsvd",), ("int4",)])
+@pytest.mark.parametrize("name", ["kvslimmer", "asymkv", "streaming_llm"])
+def test_a_merging_cache_is_filled_with_what_it_keeps(name, members, tiny, fit) -> None:
+    model, fields = tiny("tiny/llama"), {"start": 4, "window": 16, "budget": 0.25}
+    method = kvgauge.build_method(name, **fields)
+    if members is not None:
+        method = kvgauge.build_method("compose", compose=[{"method": name, **fields}, *members], budget=None)
+    rows = measure_point(model, contenders(model, fit, method), LatencyConfig(prefill="synthetic", **QUICK), 2, 200)
+    assert rows[-1]["attention_s"] > 0 and rows[-1]["ttft_s"] is None
+    assert rows[-1]["nbytes"] <= 2 * 0.25 * model_facts(model).full_nbytes(200)
+    cache = method.new_cache(model, fit(method, "tiny/llama"))
+    fill(model, cache, torch.randn(2, 2, 200, 16))
+    cache.compress()
+    assert cache.get_seq_length() == 200
+    with torch.no_grad():
+        for _ in range(20):
+            model(torch.tensor([[5], [6]]), past_key_values=cache)
+    assert cache.get_seq_length() == 220 and cache.physical_length() < 75
 
 
 def test_attention_alone_leaves_the_cache_as_it_was(tiny, fit, tokens) -> None:

@@ -9,6 +9,7 @@ import kvgauge
 from kvgauge.errors import UserError
 from kvgauge.methods.full import Full
 from kvgauge.models.facts import model_facts
+from kvgauge.native import operators
 
 CONTEXT = 384
 XKV = {"method": "xkv", "group_size": 2}
@@ -195,6 +196,19 @@ def test_frozen_entries_merge_no_more(name, tiny, fit, tokens):
     assert cache.merge_counts == merges and cache.physical_length() == entries + 200
     with pytest.raises(UserError, match="no longer stand for single tokens"):
         cache.dense(0)
+
+
+@pytest.mark.parametrize("projector", ["kqsvd", EXACT_ENDS])
+def test_steps_over_merged_entries_are_the_same_without_compiled_kernels(projector, tiny, fit, tokens, monkeypatch):
+    method, model = build(SLIM, projector, budget=0.25), tiny("tiny/llama")
+    fitted, ids, later = fit(method, "tiny/llama"), tokens(2, CONTEXT, seed=2), tokens(2, 3, seed=3)
+    logits = []
+    for compiled in (True, False):
+        monkeypatch.setattr(operators, "available", lambda compiled=compiled: compiled)
+        cache = context_cache(method, model, fitted, ids)
+        with torch.no_grad():
+            logits.append([model(step, past_key_values=cache).logits for step in later.split(1, dim=1)])
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
 
 
 def test_merged_entries_are_projected_at_their_positions(tiny, fit, tokens):

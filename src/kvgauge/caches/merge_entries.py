@@ -17,6 +17,7 @@ from kvgauge.caches.merge_keys import (
     hessian_diagonal,
     hessian_row_sums,
     key_weights,
+    mix_segments,
     of_segment,
     segment_sums,
     value_deltas,
@@ -123,8 +124,8 @@ def merge(
         merged.hessian = segment_sums(torch.where(weights == 0, 0.0, weights**2 * hessian), segments, count)
 
     new = merged.cardinalities.gather(1, segments).clamp(min=1)
-    portions = (entries.cardinalities.to(shares.dtype) / new)[:, None, :, None]
-    merged.values = segment_sums(entries.values.to(shares.dtype) * portions, segments, count).to(entries.values.dtype)
+    portions = (entries.cardinalities.to(shares.dtype) / new)[:, None]
+    merged.values = mix_segments(entries.values, portions, segments, count)
     merges = (sizes > 1).sum(dim=1) * entries.keys.shape[1]
     return merged, merges, guarded.sum(dim=(1, 2))
 
@@ -145,13 +146,11 @@ def _row_sums(
 
 def _merge_keys(entries: Entries, weights: Tensor, positions: Tensor, segments: Tensor, rotary: Rotary) -> Tensor:
     count = positions.shape[1]
-    targets = positions.gather(1, segments)
-    keys = entries.keys.to(weights.dtype)
     if weights.shape[-1] == 1:
-        keys = rotary.shift(keys, targets - entries.positions) * weights
-        return segment_sums(keys, segments, count).to(entries.keys.dtype)
+        turning = rotary.turning(positions.gather(1, segments) - entries.positions, entries.keys)
+        return mix_segments(entries.keys, weights.squeeze(-1), segments, count, turning)
     # Weights per coordinate do not commute with the rotation: these keys are turned back, weighed, and turned again.
-    plain = rotary.shift(keys, -entries.positions) * weights
+    plain = rotary.shift(entries.keys.to(weights.dtype), -entries.positions) * weights
     return rotary.shift(segment_sums(plain, segments, count), positions).to(entries.keys.dtype)
 
 

@@ -20,6 +20,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kvgauge.models.rotary import turn
+from kvgauge.native.segment_mix import segment_mix
+
 # Σ r below this share of Σ |r| is too near to zero to divide by: the merged key would lie far from all it replaces.
 MIN_DENOMINATOR = 1e-3
 
@@ -64,6 +67,28 @@ def segment_sums(rows: Tensor, segments: Tensor, count: int) -> Tensor:
     index = segments[:, None] if rows.dim() == 3 else segments[:, None, :, None]
     shape = (*rows.shape[:2], count, *rows.shape[3:])
     return rows.new_zeros(shape).scatter_add_(2, index.expand_as(rows), rows)
+
+
+def mix_segments(
+    rows: Tensor, weights: Tensor, segments: Tensor, count: int, turning: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """Weighted sums over the rows of each segment, turned before if `turning` says by how much.
+
+    Args:
+        rows: (batch, heads, entries, dimension).
+        weights: (batch, heads or 1, entries), float32 at least.
+        segments, count: as in `segment_sums`; segments never fall.
+        turning: of `kvgauge.models.rotary.Rotary.turning`, or None.
+
+    Returns:
+        (batch, heads, count, dimension) in the dtype of `rows`, summed in that of the weights.
+    """
+    mixed = segment_mix(rows, weights, segments, count, turning)
+    if mixed is not None:
+        return mixed
+    exact = rows.to(weights.dtype)
+    exact = exact if turning is None else turn(exact, turning)
+    return segment_sums(exact * weights.unsqueeze(-1), segments, count).to(rows.dtype)
 
 
 def of_segment(sums: Tensor, segments: Tensor) -> Tensor:

@@ -96,6 +96,25 @@ class MergedLayer(LayerCache):
         self._turning: tuple[Tensor, Tensor] | None = None  # by which the lags turn new tokens
         self._incoming: tuple[Tensor, Tensor] | None = None
 
+    def take(self, keys: Tensor, values: Tensor, cardinalities: Tensor, tokens: int) -> None:
+        """Hold, in an empty layer, what is left of a context.
+
+        Args:
+            keys, values: (batch, num_key_value_heads, entries, head_dim), at their running positions.
+            cardinalities: (batch, entries), 1 or more.
+            tokens: of the context.
+        """
+        self.lazy_initialization(keys, values)
+        self.logical_length = tokens
+        batch, _, entries, _ = keys.shape
+        self.counts, self.fresh, self.windows = ([number] * batch for number in (entries, 0, 1))
+        self.lags = [tokens - total for total in cardinalities.sum(dim=1).tolist()]
+        self.most_entries = entries
+        self.keys_buffer.set(keys)
+        self.values_buffer.set(values)
+        if not bool((cardinalities == 1).all()):
+            self.cardinality_buffer.set(cardinalities[..., None])
+
     # -- the contract of LayerCache ------------------------------------------------------------------------------
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple:
@@ -272,8 +291,25 @@ class MergedLayer(LayerCache):
         rows = zip(self.counts, self.fresh, self._current_limits(), strict=True)
         return any(count + window - fresh > limit for count, fresh, limit in rows)
 
+    def attend_entries(self, query: Tensor, scaling: float) -> Tensor:
+        """The attention output of one query per head to what is stored, as a step computes it; nothing is noted.
+
+        Args:
+            query: (batch, num_attention_heads, 1, head_dim), at running positions.
+            scaling: factor on the scores.
+        """
+        if self.frozen is not None:
+            return self.frozen.attend(query, scaling)
+        keys, values = self.keys_buffer.view(), self.values_buffer.view()
+        if self._counting():
+            return counted_attention(query, keys, values, self.cardinalities, scaling)[0]
+        return cardinality_attention(query, keys, values, self.cardinalities, scaling)
+
+    def _counting(self) -> bool:
+        return self.policy.rule != "evict" and self.merge_ahead()
+
     def _attend_part(self, query: Tensor, keys: Tensor, values: Tensor, part: slice, scaling: float) -> Tensor:
-        counting = self.policy.rule != "evict" and self.merge_ahead()
+        counting = self._counting()
         query, keys, valid = self._place(query, keys, part)
         self._append(keys, values, valid)
         all_keys, all_values = self._readable(keys, values)

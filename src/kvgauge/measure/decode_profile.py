@@ -30,7 +30,8 @@ from transformers import Cache, PreTrainedModel
 import kvgauge
 from kvgauge.caches.base import KVCache
 from kvgauge.errors import UserError
-from kvgauge.measure.latency import baselines, contender, fill
+from kvgauge.measure.latency import baselines, contender
+from kvgauge.measure.synthetic import fill
 from kvgauge.methods.building import build_method
 from kvgauge.methods.fitted import Fitted
 from kvgauge.models import narrow_linear

@@ -29,11 +29,13 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from kvgauge import configuration
 from kvgauge.caches.attention import exact_attention
 from kvgauge.caches.base import KVCache
+from kvgauge.caches.merged import MergedLayer, MergingCache
 from kvgauge.caches.two_phase import TwoPhaseLayer
 from kvgauge.errors import UserError, unknown
 from kvgauge.evaluation.decoding import PREFILL_CHUNK, prefill
 from kvgauge.measure.bandwidth import copy_bandwidth, synchronize, utilisation, weight_nbytes
 from kvgauge.measure.memory import reset_peak, resident_nbytes
+from kvgauge.measure.synthetic import fill
 from kvgauge.methods.base import Method
 from kvgauge.methods.building import build_method
 from kvgauge.methods.fitted import Fitted
@@ -254,10 +256,10 @@ def measure_point(
         uncompressed cache with the compiled kernel, None where there is none), ``ttft_over_static``.
 
     Raises:
-        UserError: ``prefill: synthetic`` with a method that compresses while it prefills.
+        UserError: ``prefill: synthetic`` with a method that compresses while it prefills, merging aside.
     """
-    for one in contenders:
-        if config.prefill == "synthetic" and not one.exact_prefill:
+    for one in contenders if config.prefill == "synthetic" else ():
+        if not (one.exact_prefill or isinstance(one.new_cache(context_length + config.all_steps), MergingCache)):
             raise UserError(f"{one.cell} compresses while it prefills: use latency.prefill=real")
     facts = model_facts(model)
     generator = torch.Generator().manual_seed(config.seed)
@@ -316,7 +318,7 @@ def _time_once(
         if index == config.warmup + config.decode_steps // 2:
             times.live_nbytes = cache_nbytes(cache)
     times.steps.append(steps)
-    if isinstance(cache, KVCache) and one.exact_prefill:
+    if isinstance(cache, MergingCache) or (isinstance(cache, KVCache) and one.exact_prefill):
         times.attention.append(attention_seconds(model, cache, batch))
     del cache
     gc.collect()
@@ -325,14 +327,6 @@ def _time_once(
 def _now(model: PreTrainedModel) -> float:
     synchronize(model.device)
     return time.perf_counter()
-
-
-def fill(model: PreTrainedModel, cache: Cache, states: Tensor) -> None:
-    """Put `states` (batch, num_key_value_heads, tokens, head_dim) into every layer, as keys and as values."""
-    for layer in range(model_facts(model).num_layers):
-        cache.update(states, states, layer)
-    if isinstance(cache, KVCache):
-        cache.positions = torch.arange(states.shape[2], device=states.device)[None]
 
 
 def cache_nbytes(cache: Cache) -> int:
@@ -351,12 +345,14 @@ def attention_seconds(model: PreTrainedModel, cache: KVCache, batch: int, repeat
     facts = model_facts(model)
     query = torch.randn(batch, facts.num_attention_heads, 1, facts.head_dim, dtype=model.dtype, device=model.device)
     scaling = facts.head_dim**-0.5
-    layers = [layer for layer in cache.layers if isinstance(layer, TwoPhaseLayer)]
+    layers = [layer for layer in cache.layers if isinstance(layer, TwoPhaseLayer | MergedLayer)]
     times = []
     for _ in range(repeats + 1):
         start = _now(model)
         for layer in layers:
-            if layer.compressed:
+            if isinstance(layer, MergedLayer):
+                layer.attend_entries(query, scaling)
+            elif layer.compressed:
                 layer.attend_compressed(query, None, scaling)
             else:
                 exact_attention(query, layer.exact_keys.view(), layer.exact_values.view(), None, scaling)

@@ -94,14 +94,24 @@ struct Attention {
   int threads;
 };
 
-// out (count, outs) = factor · rows (count, in) · matrix (in, outs)
-template <typename T>
-void project(const float* rows, const T* matrix, float* out, int64_t count, int64_t in, int64_t outs, float factor) {
-  std::fill(out, out + count * outs, 0.f);
-  for (int64_t r = 0; r < count; ++r)
+// out (R, outs) = factor · rows (R, in) · matrix (in, outs)
+template <int R, typename T>
+void project(const float* rows, const T* matrix, float* out, int64_t in, int64_t outs, float factor) {
+  int64_t i = 0;
+  for (; i + LANES <= outs; i += LANES) {
+    Vector sums[R];
+    for (int r = 0; r < R; ++r) sums[r] = Vector{};
     for (int64_t j = 0; j < in; ++j) {
-      const float x = rows[r * in + j] * factor;
-      for (int64_t i = 0; i < outs; ++i) out[r * outs + i] += x * number(matrix[j * outs + i]);
+      const Vector column = numbers(matrix + j * outs + i);
+      for (int r = 0; r < R; ++r) sums[r] += rows[r * in + j] * column;
+    }
+    for (int r = 0; r < R; ++r) store(out + r * outs + i, sums[r] * factor);
+  }
+  for (; i < outs; ++i)
+    for (int r = 0; r < R; ++r) {
+      float sum = 0.f;
+      for (int64_t j = 0; j < in; ++j) sum += rows[r * in + j] * number(matrix[j * outs + i]);
+      out[r * outs + i] = sum * factor;
     }
 }
 
@@ -111,7 +121,7 @@ void ask(const Attention& a, int64_t pair, float* asked) {
   const float* query = a.query + pair * G * a.query_dim;
   const T* asking = static_cast<const T*>(a.asking);
   if (asking)
-    project(query, asking + pair % a.heads * a.query_dim * a.rank_k, asked, G, a.query_dim, a.rank_k, a.scaling);
+    project<G>(query, asking + pair % a.heads * a.query_dim * a.rank_k, asked, a.query_dim, a.rank_k, a.scaling);
   else
     for (int64_t i = 0; i < G * a.rank_k; ++i) asked[i] = query[i] * a.scaling;
 }
@@ -211,35 +221,38 @@ void receive(const Attention& a, int64_t pair, int64_t start, int64_t count, con
   }
 }
 
-// Blocks of tokens are independent tasks; one thread joins them.
+// Heads are asked, blocks of tokens attended to, heads joined and blocks told what they received: each a step of
+// independent tasks.
 template <int G, typename T>
 void attend(const Attention& a) {
   const int64_t pairs = a.sequences * a.heads, blocks = (a.tokens + a.block - 1) / a.block, tasks = pairs * blocks;
   const int64_t part = G * (a.rank_v + 2);  // sums, largest scores, totals
-  std::vector<float> parts(tasks * part);
-  std::vector<float> weights(a.received ? tasks * G * a.block : 0);
+  std::vector<float> query(pairs * G * a.rank_k), parts(tasks * part), weights(a.received ? tasks * G * a.block : 0);
   const int64_t bytes = pairs * a.tokens * (a.rank_k + a.rank_v) * static_cast<int64_t>(sizeof(T));
 #pragma omp parallel num_threads(a.threads) if (bytes > ALONE_BYTES)
   {
-    std::vector<float> scores(a.received ? 0 : G * a.block), query(G * a.rank_k);
-#pragma omp for schedule(static) nowait
+    std::vector<float> scores(a.received ? 0 : G * a.block);
+#pragma omp for schedule(static)
+    for (int64_t pair = 0; pair < pairs; ++pair) ask<G, T>(a, pair, query.data() + pair * G * a.rank_k);
+#pragma omp for schedule(static)
     for (int64_t task = 0; task < tasks; ++task) {
       const int64_t pair = task / blocks, start = task % blocks * a.block, next = std::min(task + 1, tasks - 1);
-      ask<G, T>(a, pair, query.data());
       float* mixed = parts.data() + task * part;
       attend_block<G, T>(a, pair, start, std::min(a.block, a.tokens - start),
                          rows_of<T>(a, a.keys, a.key_strides, next / blocks, next % blocks * a.block),
-                         a.received ? weights.data() + task * G * a.block : scores.data(), query.data(), mixed,
-                         mixed + G * a.rank_v, mixed + G * a.rank_v + G);
+                         a.received ? weights.data() + task * G * a.block : scores.data(),
+                         query.data() + pair * G * a.rank_k, mixed, mixed + G * a.rank_v, mixed + G * a.rank_v + G);
     }
-  }
-  for (int64_t pair = 0; pair < pairs; ++pair) join<G, T>(a, pair, parts.data() + pair * blocks * part, part, blocks);
-  if (!a.received) return;
-#pragma omp parallel for num_threads(a.threads) schedule(static) if (bytes > ALONE_BYTES)
-  for (int64_t task = 0; task < tasks; ++task) {
-    const int64_t start = task % blocks * a.block;
-    receive<G>(a, task / blocks, start, std::min(a.block, a.tokens - start), weights.data() + task * G * a.block,
-               parts.data() + task * part + G * a.rank_v);
+#pragma omp for schedule(static)
+    for (int64_t pair = 0; pair < pairs; ++pair) join<G, T>(a, pair, parts.data() + pair * blocks * part, part, blocks);
+    if (a.received) {
+#pragma omp for schedule(static)
+      for (int64_t task = 0; task < tasks; ++task) {
+        const int64_t start = task % blocks * a.block;
+        receive<G>(a, task / blocks, start, std::min(a.block, a.tokens - start), weights.data() + task * G * a.block,
+                   parts.data() + task * part + G * a.rank_v);
+      }
+    }
   }
 }
 

@@ -10,6 +10,7 @@
 #include "counting_softmax.h"
 #include "decode_attention.h"
 #include "narrow_product.h"
+#include "segment_mix.h"
 
 extern "C" {
 
@@ -36,13 +37,15 @@ int kvgauge_attend(const float* query, const void* keys, const void* values, con
 // bfloat16.
 void kvgauge_project(const float* rows, const void* matrices, float* out, int64_t pairs, int64_t heads, int64_t count,
                      int64_t in, int64_t outs, int half) {
-  for (int64_t pair = 0; pair < pairs; ++pair) {
-    const float* own = rows + pair * count * in;
-    float* result = out + pair * count * outs;
-    const int64_t matrix = pair % heads * in * outs;
-    if (half) project(own, static_cast<const uint16_t*>(matrices) + matrix, result, count, in, outs, 1.f);
-    else project(own, static_cast<const float*>(matrices) + matrix, result, count, in, outs, 1.f);
-  }
+  const auto run = [&](const auto* all) {
+    for (int64_t pair = 0; pair < pairs; ++pair) {
+      const auto* matrix = all + pair % heads * in * outs;
+      for (int64_t row = pair * count; row < (pair + 1) * count; ++row)
+        project<1>(rows + row * in, matrix, out + row * outs, in, outs, 1.f);
+    }
+  };
+  if (half) run(static_cast<const uint16_t*>(matrices));
+  else run(static_cast<const float*>(matrices));
 }
 
 // out (count, outs) = rows (count, in) · weightᵀ (outs, in), all contiguous; `half`: the weights are bfloat16.
@@ -64,6 +67,19 @@ void kvgauge_counting_softmax(void* scores, const float* bias, const float* coun
   };
   if (half) run(static_cast<uint16_t*>(scores));
   else run(static_cast<float*>(scores));
+}
+
+// Weighted sums over runs of rows; see Mix for the shapes. `sizes`: sequences, heads, entries, dim, count, and the strides of
+// the rows' sequences, heads and entries; `half`: rows and sums are bfloat16.
+void kvgauge_segment_mix(const void* rows, const float* weights, const int64_t* segments, const float* cosines,
+                         const float* sines, void* out, const int64_t* sizes, int threads, int half) {
+  const auto run = [&](auto* own) {
+    using T = std::remove_pointer_t<decltype(own)>;
+    segment_mix<T>({static_cast<const T*>(rows), weights, segments, cosines, sines, own, sizes[0], sizes[1], sizes[2],
+                    sizes[3], sizes[4], {sizes[5], sizes[6], sizes[7]}, threads});
+  };
+  if (half) run(static_cast<uint16_t*>(out));
+  else run(static_cast<float*>(out));
 }
 
 }  // extern "C"
