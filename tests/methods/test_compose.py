@@ -194,6 +194,8 @@ def test_frozen_entries_merge_no_more(name, tiny, fit, tokens):
         for part in tokens(1, 200, seed=4).split(50, dim=1):
             model(part, past_key_values=cache)
     assert cache.merge_counts == merges and cache.physical_length() == entries + 200
+    lagging = [layer for layer in cache.layers if any(layer.lags)]
+    assert cache.nbytes_by_part().get("angles", 0) == len(lagging) * 2 * 16 * 4
     with pytest.raises(UserError, match="no longer stand for single tokens"):
         cache.dense(0)
 

@@ -201,15 +201,16 @@ class MergedLayer(LayerCache):
         return self.cardinality_buffer.view().squeeze(-1) if len(self.cardinality_buffer) else None
 
     def nbytes_by_part(self) -> dict[str, int]:
+        angles = {"angles": sum(part.untyped_storage().nbytes() for part in self._turning or ())}
         if self.frozen is not None:
-            return self.frozen.nbytes_by_part()
-        parts = {
-            "keys": self.keys_buffer.nbytes(),
-            "values": self.values_buffer.nbytes(),
-            "cardinalities": self.cardinality_buffer.nbytes(),
-            "statistics": self.attention_buffer.nbytes() + self.hessian_buffer.nbytes(),
-            "angles": sum(part.untyped_storage().nbytes() for part in self._turning or ()),
-        }
+            parts = self.frozen.nbytes_by_part() | angles
+        else:
+            parts = {
+                "keys": self.keys_buffer.nbytes(),
+                "values": self.values_buffer.nbytes(),
+                "cardinalities": self.cardinality_buffer.nbytes(),
+                "statistics": self.attention_buffer.nbytes() + self.hessian_buffer.nbytes(),
+            } | angles
         return {part: size for part, size in parts.items() if size}
 
     def dense(self) -> tuple[Tensor, Tensor]:
