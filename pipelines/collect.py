@@ -11,13 +11,14 @@ from dataclasses import replace
 
 from omegaconf import DictConfig
 
-import kvgauge
 from kvgauge import artifacts, configuration, provenance
+from kvgauge.calibration.collecting import collect
+from kvgauge.models.loading import load_model
 from kvgauge.stage import complete, stage, stage_directory
 
 
 def run(cfg: DictConfig) -> None:
-    model, tokenizer = kvgauge.load_model(configuration.build(cfg.model, "model"))
+    model, tokenizer = load_model(configuration.build(cfg.model, "model"))
     config = provenance.moments_config(cfg, model, tokenizer)
     directory = stage_directory(cfg, "collect", f"{cfg.model.name}-{cfg.corpus.name}", config)
     if complete(directory, config):
@@ -26,7 +27,7 @@ def run(cfg: DictConfig) -> None:
     source = artifacts.find(cfg.artifacts, "corpus", corpus, "python -m pipelines.prepare")
     tensors = artifacts.read_tensors(source / "tokens.safetensors")[0]
     held_out = tensors["held_out"] if len(tensors["held_out"]) else None
-    moments = kvgauge.collect(model, tensors["tokens"].split(1), held_out=held_out, progress=True)
+    moments = collect(model, tensors["tokens"].split(1), held_out=held_out, progress=True)
     artifacts.begin(directory)
     names = {"model_name": cfg.model.name, "corpus": cfg.corpus.name}
     named = replace(moments, metadata=moments.metadata | names)

@@ -12,9 +12,9 @@ import sys
 
 from omegaconf import DictConfig
 
-import kvgauge
 from kvgauge import artifacts, configuration, provenance
 from kvgauge.calibration.moments import Moments
+from kvgauge.models.loading import load_model
 from kvgauge.stage import complete, stage, stage_directory
 
 
@@ -23,7 +23,7 @@ def run(cfg: DictConfig) -> None:
     if not method.learns:
         print(f"{method.name} learns nothing: no fit is needed", file=sys.stderr)
         return
-    model, tokenizer = kvgauge.load_model(configuration.build(cfg.model, "model"))
+    model, tokenizer = load_model(configuration.build(cfg.model, "model"))
     config = provenance.fit_config(cfg, model, tokenizer, method)
     directory = stage_directory(cfg, "fit", method.name, config)
     if complete(directory, config):

@@ -18,14 +18,16 @@ import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-import kvgauge
 from kvgauge import artifacts, configuration, provenance
+from kvgauge.architecture.facts import model_facts
+from kvgauge.contract.fitted import Fitted
+from kvgauge.contract.method import Method
 from kvgauge.evaluation.panel import settings
-from kvgauge.measure import bandwidth, latency, memory
+from kvgauge.fingerprint import code_version
+from kvgauge.measure import latency, memory
 from kvgauge.measure.latency import LatencyConfig
-from kvgauge.methods.base import Method
-from kvgauge.methods.fitted import Fitted
-from kvgauge.models.facts import model_facts
+from kvgauge.models.identity import model_fingerprint
+from kvgauge.models.loading import load_model
 from kvgauge.stage import complete, stage, stage_directory
 from kvgauge.tracking import track
 
@@ -33,7 +35,7 @@ from kvgauge.tracking import track
 def run(cfg: DictConfig) -> None:
     grid: LatencyConfig = configuration.build(cfg.latency, "latency")
     methods = grid.methods([setting.method for setting in settings(cfg)])
-    model, tokenizer = kvgauge.load_model(configuration.build(cfg.model, "model"))
+    model, tokenizer = load_model(configuration.build(cfg.model, "model"))
     limit = grid.memory_limit or memory.available_nbytes(model.device)
     memory.refuse_beyond(
         {
@@ -51,12 +53,12 @@ def run(cfg: DictConfig) -> None:
     )
     fits = {method.label: _projections(cfg, model, tokenizer, method) for method in methods if method.learns}
     config = {
-        "model": provenance.model_fingerprint(model),
+        "model": model_fingerprint(model),
         "dtype": str(model.dtype),
         "cells": [[method.config(), method.code_version()] for method in methods],
         "fits": {label: artifacts.read_json(path / artifacts.META)["fingerprint"] for label, path in fits.items()},
         "latency": configuration.plain(cfg.latency),
-        "code": provenance.source_version(Path(latency.__file__), Path(bandwidth.__file__), Path(memory.__file__)),
+        "code": code_version(latency.__name__),
     }
     label = "+".join(method.label for method in methods) if len(methods) < 3 else f"{len(methods)}-cells"
     directory = stage_directory(cfg, "latency", f"{cfg.model.name}-{label or latency.STATIC}", config)

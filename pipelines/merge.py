@@ -16,20 +16,20 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-import kvgauge
 from kvgauge import artifacts, configuration, provenance
+from kvgauge.architecture.facts import check_length, model_facts
+from kvgauge.contract.fitted import Fitted
+from kvgauge.contract.method import Method
 from kvgauge.errors import UserError
 from kvgauge.measure import fidelity
-from kvgauge.methods.base import Method
-from kvgauge.methods.fitted import Fitted
-from kvgauge.methods.low_rank import LowRankPerHead
-from kvgauge.models.facts import check_length, model_facts
+from kvgauge.methods.per_head.low_rank import LowRankPerHead
+from kvgauge.models.loading import load_model
 from kvgauge.stage import complete, stage, stage_directory
 from kvgauge.tracking import track
 
 
 def run(cfg: DictConfig) -> None:
-    model, tokenizer = kvgauge.load_model(configuration.build(cfg.model, "model"))
+    model, tokenizer = load_model(configuration.build(cfg.model, "model"))
     method = configuration.build(cfg.method, "method")
     config = provenance.merge_config(cfg, model, tokenizer, method)
     directory = stage_directory(cfg, "merge", method.label, config)

@@ -13,9 +13,9 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from kvgauge import artifacts, configuration, provenance
-from kvgauge.benchmarks.prompt_length import TokenCounter
-from kvgauge.calibration.corpora import Split, load_corpus, load_held_out
+from kvgauge.corpora.corpus import Split, load_corpus, load_held_out
 from kvgauge.models.loading import load_tokenizer
+from kvgauge.prompts.length import TokenCounter
 from kvgauge.stage import complete, stage, stage_directory
 
 SPLITS: tuple[Split, ...] = ("calibration", "validation")

@@ -16,8 +16,8 @@ import torch
 from transformers import PreTrainedModel
 
 import kvgauge
-from kvgauge.methods.base import Method
-from kvgauge.methods.fitted import Fitted
+from kvgauge.contract.fitted import Fitted
+from kvgauge.contract.method import Method
 
 
 @cache

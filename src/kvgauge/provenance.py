@@ -6,37 +6,26 @@ The stage that makes an artifact and the stages that look for it build the same 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import subprocess
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from hydra.utils import get_class
 from omegaconf import DictConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kvgauge import artifacts, calibration
-from kvgauge.calibration import collecting, moments
+from kvgauge import artifacts
 from kvgauge.configuration import digest, plain
-from kvgauge.measure import fidelity
-from kvgauge.methods.base import Method
-from kvgauge.methods.fitted import Fitted
-from kvgauge.models.facts import model_fingerprint
-from kvgauge.native.library import available
+from kvgauge.contract.fitted import Fitted
+from kvgauge.contract.method import Method
+from kvgauge.fingerprint import code_version
+from kvgauge.kernels.cpu.library import available
+from kvgauge.models.identity import model_fingerprint
 
-
-def source_version(*modules: ModuleType | Path) -> str:
-    """A hash of the sources of modules (or of all Python files below a directory)."""
-    value = hashlib.sha256()
-    for module in modules:
-        path = module if isinstance(module, Path) else Path(inspect.getfile(module))
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            value.update(file.name.encode() + b"\0" + file.read_bytes())
-    return value.hexdigest()[:16]
+# Whatever the method, these make an answer: the loops around its cache, and what a model is given.
+ANSWERING = ("kvgauge.evaluation.answering", "kvgauge.models.attaching")
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -48,25 +37,25 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def prompts_config(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Identity of the benchmark prompts."""
-    from kvgauge.benchmarks import prompt_length, questions, sample, sources
-    from kvgauge.evaluation import prompting, samples
-
-    package = Path(inspect.getfile(get_class(cfg.benchmark._target_))).parent
     return {
         "benchmark": plain(cfg.benchmark),
         "tokenizer": tokenizer_fingerprint(tokenizer),
-        "code": source_version(package, sample, samples, sources, questions, prompt_length, prompting),
+        "code": code_version(module_of(cfg.benchmark), "kvgauge.prompts.length"),
     }
+
+
+def module_of(node: DictConfig) -> str:
+    """The module of the class that a configuration node names."""
+    return str(node._target_).rpartition(".")[0]
 
 
 def corpus_config(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, split: str) -> dict[str, Any]:
     """Identity of calibration tokens: ``split`` is ``calibration`` or ``validation``."""
-    package = Path(inspect.getfile(calibration)).parent
     return {
         "corpus": plain(cfg.corpus),
         "split": split,
         "tokenizer": tokenizer_fingerprint(tokenizer),
-        "code": source_version(package / "corpora.py"),
+        "code": code_version("kvgauge.corpora.corpus"),
     }
 
 
@@ -75,7 +64,7 @@ def moments_config(cfg: DictConfig, model: PreTrainedModel, tokenizer: PreTraine
     return {
         "corpus": digest(corpus_config(cfg, tokenizer, "calibration")),
         "model": model_fingerprint(model),
-        "code": source_version(collecting, moments),
+        "code": code_version("kvgauge.calibration.collecting"),
     }
 
 
@@ -115,7 +104,7 @@ def merge_config(
         "budgets": plain(cfg.budgets),
         "model": model_fingerprint(model),
         "method": method.config(),
-        "code": [method.code_version(), source_version(fidelity)],
+        "code": [method.code_version(), code_version("kvgauge.measure.fidelity")],
         "fit": digest(fit_config(cfg, model, tokenizer, method)) if method.learns else None,
     }
 
@@ -132,15 +121,11 @@ def cell_config(
         compress_at: ``context`` or ``prompt``.
         more: what else can change an answer, e.g. the chat template.
     """
-    from kvgauge import evaluation
-
-    package = Path(inspect.getfile(evaluation)).parent
-    decoding = source_version(*(package / f"{name}.py" for name in ("answering", "decoding", "prompting")))
     return {
         "model": model_fingerprint(model),
         "method": method.config(),
         "code": method.code_version(),
-        "decoding": decoding,
+        "decoding": code_version(*ANSWERING),
         "fit": fit_fingerprint,
         "compress_at": compress_at,
         "kernels": model.device.type == "cpu" and available(),  # they sum in another order

@@ -11,8 +11,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import kvgauge
-from kvgauge.evaluation.panel import Cell
-from kvgauge.evaluation.samples import Sample
+from kvgauge.evaluation.cell import Cell
+from kvgauge.prompts.samples import Sample
 
 CellMaker = Callable[..., Cell]
 SampleMaker = Callable[..., list[Sample]]

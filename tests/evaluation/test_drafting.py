@@ -12,17 +12,17 @@ from omegaconf import OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import kvgauge
-from kvgauge.caches.base import KVCache
 from kvgauge.evaluation.answering import Answerer
+from kvgauge.evaluation.cell import Cell
 from kvgauge.evaluation.decoding import greedy, prefill
 from kvgauge.evaluation.drafting import Drafts, greedy_drafted
 from kvgauge.evaluation.engine import Engine, rows
-from kvgauge.evaluation.panel import Cell
 from kvgauge.evaluation.run import draft_tokens
-from kvgauge.evaluation.samples import Sample
 from kvgauge.evaluation.scoring import scorer
 from kvgauge.evaluation.store import AnswerStore
 from kvgauge.evaluation.units import Encoder, make_units
+from kvgauge.layers.cache import KVCache
+from kvgauge.prompts.samples import Sample
 
 Tiny = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 CellMaker = Callable[..., Cell]

@@ -10,17 +10,17 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import kvgauge
-from kvgauge.caches.base import KVCache
 from kvgauge.evaluation.answering import Answerer
+from kvgauge.evaluation.cell import Cell
 from kvgauge.evaluation.engine import Engine, missing, rows
-from kvgauge.evaluation.panel import Cell
-from kvgauge.evaluation.prompting import Template, encode, encode_follow_up
-from kvgauge.evaluation.samples import Sample
 from kvgauge.evaluation.scoring import scorer
 from kvgauge.evaluation.store import AnswerStore
 from kvgauge.evaluation.turns import needle_turns
 from kvgauge.evaluation.units import Encoder, Unit, make_units
-from kvgauge.methods.full import Full
+from kvgauge.layers.cache import KVCache
+from kvgauge.methods.exact.full import Full
+from kvgauge.prompts.encoding import Template, encode, encode_follow_up
+from kvgauge.prompts.samples import Sample
 
 Tiny = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 CellMaker = Callable[..., Cell]

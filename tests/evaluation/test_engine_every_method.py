@@ -11,12 +11,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import kvgauge
 from kvgauge.evaluation.answering import Answerer
+from kvgauge.evaluation.cell import Cell
 from kvgauge.evaluation.engine import Engine, rows
-from kvgauge.evaluation.panel import Cell
-from kvgauge.evaluation.samples import Sample
 from kvgauge.evaluation.scoring import scorer
 from kvgauge.evaluation.store import AnswerStore
 from kvgauge.evaluation.units import Encoder, make_units
+from kvgauge.prompts.samples import Sample
 
 Tiny = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 CellMaker = Callable[..., Cell]

@@ -7,11 +7,11 @@ import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import kvgauge
+from kvgauge.evaluation.cell import Cell
 from kvgauge.evaluation.estimate import CellState, Speed, describe, estimate, probe, states
-from kvgauge.evaluation.panel import Cell
-from kvgauge.evaluation.samples import Sample
 from kvgauge.evaluation.store import AnswerStore
 from kvgauge.evaluation.units import Encoder, make_units
+from kvgauge.prompts.samples import Sample
 
 Tiny = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 CellMaker = Callable[..., Cell]

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import kvgauge
 from kvgauge import configuration
 from kvgauge.errors import UserError
-from kvgauge.evaluation.panel import PANELS, Cell, cells, settings
+from kvgauge.evaluation.cell import Cell
+from kvgauge.evaluation.panel import PANELS, cells, settings
 
 Tiny = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 

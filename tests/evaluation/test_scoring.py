@@ -7,8 +7,8 @@ import pytest
 from lm_eval.tasks.ruler.common_utils import process_results
 
 from kvgauge.errors import UserError
-from kvgauge.evaluation.samples import Sample
 from kvgauge.evaluation.scoring import averages, limit, scorer
+from kvgauge.prompts.samples import Sample
 
 SampleMaker = Callable[..., list[Sample]]
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from kvgauge.errors import UserError
-from kvgauge.evaluation.panel import Cell
-from kvgauge.evaluation.samples import Sample
+from kvgauge.evaluation.cell import Cell
 from kvgauge.evaluation.sharding import Processes
 from kvgauge.evaluation.store import AnswerStore
 from kvgauge.evaluation.units import Unit
+from kvgauge.prompts.samples import Sample
 
 CellMaker = Callable[..., Cell]
 SampleMaker = Callable[..., list[Sample]]

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from kvgauge.errors import UserError
-from kvgauge.evaluation.samples import Sample
 from kvgauge.evaluation.turns import needle_turns, with_turns
+from kvgauge.prompts.samples import Sample
 
 SampleMaker = Callable[..., list[Sample]]
 

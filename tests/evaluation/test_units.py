@@ -7,9 +7,9 @@ import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvgauge.errors import UserError
-from kvgauge.evaluation.samples import Sample
 from kvgauge.evaluation.turns import needle_turns
 from kvgauge.evaluation.units import Encoder, make_units
+from kvgauge.prompts.samples import Sample
 
 Tiny = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 SampleMaker = Callable[..., list[Sample]]

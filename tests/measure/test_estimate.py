@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import kvgauge
+from kvgauge.architecture.facts import model_facts
 from kvgauge.measure.estimate import FAMILIES, LLAMA_3_1_8B, Accelerator, Cost, Shape, cost, estimate, table
-from kvgauge.models.facts import model_facts
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import kvgauge
+from kvgauge.architecture.facts import output_weight
 from kvgauge.errors import UserError
 from kvgauge.measure import fidelity
-from kvgauge.measure.fit_cost import stacked_pair
-from kvgauge.methods.factorization import product_pair
-from kvgauge.models.facts import output_weight
+from kvgauge.methods.per_head.factorization import product_pair
+from pipelines.studies.fit_cost import stacked_pair
 
 
 def dense_errors(seen, guess, weight):

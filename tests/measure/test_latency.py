@@ -10,6 +10,7 @@ from transformers import DynamicCache
 
 import kvgauge
 from kvgauge import configuration
+from kvgauge.architecture.facts import model_facts
 from kvgauge.measure.latency import (
     LatencyConfig,
     attention_seconds,
@@ -20,7 +21,6 @@ from kvgauge.measure.latency import (
     run_alone,
 )
 from kvgauge.measure.synthetic import fill
-from kvgauge.models.facts import model_facts
 
 QUICK = {"decode_steps": 3, "warmup": 1, "repeats": 2}
 

@@ -7,6 +7,7 @@ import torch
 
 import kvgauge
 from kvgauge import configuration
+from kvgauge.architecture.facts import model_facts
 from kvgauge.measure.memory import (
     available_nbytes,
     peak_of,
@@ -15,7 +16,6 @@ from kvgauge.measure.memory import (
     reset_peak,
     resident_nbytes,
 )
-from kvgauge.models.facts import model_facts
 
 
 def test_an_estimate_covers_the_uncompressed_cache_and_grows_with_the_grid(tiny) -> None:

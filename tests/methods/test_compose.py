@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import kvgauge
+from kvgauge.architecture.facts import model_facts
 from kvgauge.errors import UserError
-from kvgauge.methods.full import Full
-from kvgauge.models.facts import model_facts
-from kvgauge.native import operators
+from kvgauge.kernels.cpu import operators
+from kvgauge.methods.exact.full import Full
 
 CONTEXT = 384
 XKV = {"method": "xkv", "group_size": 2}

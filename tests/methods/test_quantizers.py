@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from kvgauge.caches.storage import QuantizedStorage
 from kvgauge.errors import UserError
 from kvgauge.methods.quantizers import NAMES, Quantizer
+from kvgauge.store.storage import QuantizedStorage
 
 
 @pytest.mark.parametrize("name", ["int8", "int4", "int3", "int2"])

@@ -7,8 +7,9 @@ import torch
 
 import kvgauge
 from kvgauge import configuration
+from kvgauge.architecture.facts import model_facts
 from kvgauge.errors import UserError
-from kvgauge.models.facts import model_facts, model_fingerprint
+from kvgauge.models.identity import model_fingerprint
 from kvgauge.models.loading import load_model, load_tokenizer, model_spec
 
 

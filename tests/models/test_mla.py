@@ -11,9 +11,9 @@ from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Atten
 
 import kvgauge
 from kvgauge import configuration
-from kvgauge.caches.mla import UpProjections
+from kvgauge.architecture.facts import attention_modules, model_facts
 from kvgauge.errors import UserError
-from kvgauge.models.facts import attention_modules, model_facts
+from kvgauge.layers.mla import UpProjections
 
 TINY = configuration.read("model", "tiny/deepseek_v2")["architecture"]
 YARN = {
@@ -169,8 +169,8 @@ def test_bad_input_is_one_line(options, message, tiny):
 
 
 def test_caches_of_keys_per_head_are_refused(tiny, tokens):
-    from kvgauge.caches.base import KVCache
-    from kvgauge.caches.exact import ExactLayer
+    from kvgauge.layers.cache import KVCache
+    from kvgauge.layers.exact import ExactLayer
 
     with pytest.raises(UserError, match="MLA"):
         tiny("tiny/deepseek_v2")(tokens(1, 4), past_key_values=KVCache([ExactLayer() for _ in range(4)]))

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from kvgauge.measure.narrow_products import measure
 from kvgauge.models.loading import load_model
 from kvgauge.models.narrow_linear import MOST_ROWS, NarrowLinear, remove
+from pipelines.studies.narrow_products import measure
 
 
 @pytest.mark.parametrize("shape", [(1,), (2,), (8, 1), (2, 3), (MOST_ROWS,), (MOST_ROWS + 1,), (0,)])

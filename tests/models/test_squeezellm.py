@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import kvgauge
-from kvgauge.models.facts import model_fingerprint, weights_nbytes
+from kvgauge.models.identity import model_fingerprint, weights_nbytes
 from kvgauge.models.spec import ModelSpec
 from kvgauge.models.squeezellm import (
     PARTS,
@@ -134,7 +134,7 @@ def test_the_copy_on_disk_is_made_once(squeezed, tmp_path):
 def test_methods_work_on_squeezed_models(name, squeezed, tokens):
     model, ids = squeezed(bits=4), tokens(1, 90, seed=3)
     method = kvgauge.build_method(name)
-    method = method.lossless(kvgauge.models.facts.model_facts(model))
+    method = method.lossless(kvgauge.architecture.facts.model_facts(model))
     fitted = method.fit(kvgauge.collect(model, [tokens(2, 80)]), model)
     cache = method.new_cache(model, fitted)
     with torch.no_grad():

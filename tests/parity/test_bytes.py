@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import kvgauge
-from kvgauge.caches.buffers import GROWTH_STEP
-from kvgauge.models.facts import model_facts
+from kvgauge.architecture.facts import model_facts
+from kvgauge.store.buffers import GROWTH_STEP
 
 CONTEXT = 512
 BUDGETS = (0.875, 0.5)
-HOLDERS = ("kvgauge.caches", "transformers.cache_utils")  # whose objects hold what is cached
+HOLDERS = ("kvgauge.", "transformers.cache_utils")  # whose objects hold what is cached
 
 
 def compressed_cache(method, fitted, model, ids):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import kvgauge
-from kvgauge.models.facts import model_facts
+from kvgauge.architecture.facts import model_facts
 
 CONTEXT = 64
 METHODS = kvgauge.list_methods()

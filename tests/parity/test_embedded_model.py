@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import kvgauge
-from kvgauge.models.facts import full_nbytes, model_facts
+from kvgauge.architecture.facts import full_nbytes, model_facts
 
 TEXT = "The committee met on Tuesday. It heard three reports, adopted two of them and sent the third one back. " * 12
 CONTEXT = 160

@@ -7,7 +7,7 @@ import torch
 
 import kvgauge
 from kvgauge import configuration
-from kvgauge.models.facts import model_facts
+from kvgauge.architecture.facts import model_facts
 
 ARCHITECTURES = [name for name in configuration.names("model") if name.startswith("tiny/")]
 CONTEXT, QUESTION = 96, 11

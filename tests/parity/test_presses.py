@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import kvgauge
-from kvgauge.caches.layer_inputs import LayerInputs
-from kvgauge.models.facts import attention_modules, full_nbytes, model_facts
+from kvgauge.architecture.facts import attention_modules, full_nbytes, model_facts
+from kvgauge.layers.inputs import LayerInputs
 
 PRESSES = kvgauge.list_methods("kvpress")
 # What stands in the way of these on a small random model without a tokenizer, a table or a download.

@@ -1,1 +1,1 @@
-"""Calibration: corpora as token batches, and second moments of what attention sees."""
+"""Second moments of what attention sees, and what is learnt from them: metrics, losses of ranks, allocations."""

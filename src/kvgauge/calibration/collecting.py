@@ -9,11 +9,12 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from kvgauge.caches.observing import Observation, observing_cache
+from kvgauge.architecture.facts import check_length, model_facts
+from kvgauge.architecture.rotary import Rotary
 from kvgauge.calibration.moments import NAMES, Moments, first_sequences
 from kvgauge.errors import UserError
-from kvgauge.models.facts import check_length, model_facts, model_fingerprint
-from kvgauge.models.rotary import Rotary
+from kvgauge.layers.observing import Observation, observing_cache
+from kvgauge.models.identity import model_fingerprint
 
 
 @torch.no_grad()

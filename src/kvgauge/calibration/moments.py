@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from kvgauge.artifacts import read_tensors, write_tensors
 from kvgauge.errors import UserError
-from kvgauge.models.facts import model_fingerprint
+from kvgauge.models.identity import model_fingerprint
 
 NAMES = ("k_post", "k_pre", "q_post", "q_pre", "v")
 SEQUENCE_TOKENS = 32_768  # of the sequences that are kept: 16 of 2,048, an eighth of a megabyte

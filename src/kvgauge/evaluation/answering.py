@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kvgauge.caches.base import KVCache
-from kvgauge.caches.layer_inputs import LayerInputs
+from kvgauge.architecture.facts import model_facts
+from kvgauge.evaluation.cell import Cell
 from kvgauge.evaluation.decoding import greedy_batch, prefill, stop_tokens
 from kvgauge.evaluation.drafting import Drafts, greedy_drafted
-from kvgauge.evaluation.panel import Cell
-from kvgauge.evaluation.prompting import Batch
-from kvgauge.methods.full import Full
-from kvgauge.models.facts import model_facts
+from kvgauge.layers.cache import KVCache
+from kvgauge.layers.inputs import LayerInputs
+from kvgauge.methods.exact.full import Full
+from kvgauge.prompts.encoding import Batch
 
 
 @dataclass

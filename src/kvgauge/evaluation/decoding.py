@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
-from kvgauge.caches.base import KVCache
-from kvgauge.models.facts import check_length
+from kvgauge.architecture.facts import check_length
+from kvgauge.layers.cache import KVCache
 
 PREFILL_CHUNK = 4096  # tokens of one forward pass: longer prompts go chunk by chunk, their activations never pile up
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kvgauge.caches.base import KVCache
+from kvgauge.layers.cache import KVCache
 
 NGRAMS = (4, 3, 2)  # tokens of the answer's end that are looked up, the surest first
 

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from kvgauge.evaluation.answering import Answer, Answerer, ExactPrefill
-from kvgauge.evaluation.panel import Cell
-from kvgauge.evaluation.prompting import Batch
-from kvgauge.evaluation.samples import Sample
+from kvgauge.evaluation.cell import Cell
 from kvgauge.evaluation.scoring import Scorer
 from kvgauge.evaluation.store import AnswerStore, Record
 from kvgauge.evaluation.units import Encoder, Unit
+from kvgauge.prompts.encoding import Batch
+from kvgauge.prompts.samples import Sample
 
 
 class Watcher(Protocol):

@@ -13,14 +13,15 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from kvgauge.caches.attention import SCORE_BLOCK_BYTES
+from kvgauge.architecture.facts import ModelFacts, model_facts
+from kvgauge.attend.attention import SCORE_BLOCK_BYTES
+from kvgauge.evaluation.cell import Cell
 from kvgauge.evaluation.decoding import PREFILL_CHUNK, greedy, prefill
 from kvgauge.evaluation.engine import missing
-from kvgauge.evaluation.panel import Cell
 from kvgauge.evaluation.store import AnswerStore
 from kvgauge.evaluation.units import Encoder, Unit
-from kvgauge.methods.full import Full
-from kvgauge.models.facts import ModelFacts, model_facts, weights_nbytes
+from kvgauge.methods.exact.full import Full
+from kvgauge.models.identity import weights_nbytes
 
 PROBE_TOKENS = 512
 PROBE_STEPS = 8

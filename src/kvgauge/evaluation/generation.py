@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from kvgauge.contract.fitted import Fitted
+from kvgauge.contract.method import Method
 from kvgauge.evaluation.decoding import check_fits, greedy, prefill, stop_tokens
-from kvgauge.evaluation.prompting import Template, encode
-from kvgauge.methods.base import Method
-from kvgauge.methods.fitted import Fitted
+from kvgauge.prompts.encoding import Template, encode
 
 
 def generate(

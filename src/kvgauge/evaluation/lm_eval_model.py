@@ -23,13 +23,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kvgauge import artifacts, configuration
-from kvgauge.caches.base import KVCache
+from kvgauge.contract.fitted import Fitted
+from kvgauge.contract.method import Method
 from kvgauge.errors import UserError
 from kvgauge.evaluation.decoding import prefill
-from kvgauge.methods.base import Method
-from kvgauge.methods.building import build_method
-from kvgauge.methods.fitted import Fitted
-from kvgauge.methods.full import Full
+from kvgauge.layers.cache import KVCache
+from kvgauge.methods.exact.full import Full
+from kvgauge.methods.registry import build_method
 from kvgauge.models.loading import load_model
 from kvgauge.provenance import fit_config
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,44 +12,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvgauge import artifacts, configuration
 from kvgauge.configuration import digest, plain
+from kvgauge.contract.fitted import Fitted
+from kvgauge.contract.method import Method
 from kvgauge.errors import UserError, unknown
-from kvgauge.methods.base import Method
-from kvgauge.methods.building import build_method
-from kvgauge.methods.fitted import Fitted
+from kvgauge.evaluation.cell import Cell
+from kvgauge.methods.registry import build_method
 from kvgauge.provenance import cell_config, fit_config, tokenizer_fingerprint
 
 COMPRESS_AT = ("context", "prompt")
 PANELS = "panels"  # the folder of conf/ with saved panels
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One method at one setting.
-
-    Attributes:
-        method: with its budget.
-        compress_at: ``context`` or ``prompt``.
-        fitted: what the method learned.
-        config: everything but the sample that its answers depend on.
-    """
-
-    method: Method
-    compress_at: str
-    fitted: Fitted | None = None
-    config: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def label(self) -> str:
-        return self.method.label
-
-    @property
-    def fingerprint(self) -> str:
-        return digest(self.config)
-
-    @property
-    def budget(self) -> float | None:
-        """The budget in force; None where explicit ranks or entry counts override it, as the label then tells."""
-        return self.method.budget if self.method.budgeted else None
 
 
 @dataclass(frozen=True)

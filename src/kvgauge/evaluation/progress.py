@@ -8,9 +8,9 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-from kvgauge.evaluation.panel import Cell
-from kvgauge.evaluation.samples import Sample
+from kvgauge.evaluation.cell import Cell
 from kvgauge.evaluation.scoring import Scorer
+from kvgauge.prompts.samples import Sample
 
 
 class Progress:

@@ -13,23 +13,25 @@ import torch
 from omegaconf import DictConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-import kvgauge
 from kvgauge import artifacts, configuration, provenance
 from kvgauge.configuration import digest
 from kvgauge.errors import UserError
 from kvgauge.evaluation import estimate, scoring, statistics, turns
 from kvgauge.evaluation.answering import Answerer
+from kvgauge.evaluation.cell import Cell
 from kvgauge.evaluation.engine import Engine, missing, rows
-from kvgauge.evaluation.panel import Cell, Setting, cells, settings
+from kvgauge.evaluation.panel import Setting, cells, settings
 from kvgauge.evaluation.progress import Progress
-from kvgauge.evaluation.samples import Sample, read_samples
 from kvgauge.evaluation.sharding import Processes
 from kvgauge.evaluation.store import AnswerStore
 from kvgauge.evaluation.turns import with_turns
 from kvgauge.evaluation.units import Encoder, Unit, make_units
-from kvgauge.methods.full import Full
-from kvgauge.models.facts import weights_nbytes
+from kvgauge.fingerprint import code_version
+from kvgauge.methods.exact.full import Full
+from kvgauge.models.identity import weights_nbytes
+from kvgauge.models.loading import load_model
 from kvgauge.models.spec import ModelSpec
+from kvgauge.prompts.samples import Sample, read_samples
 from kvgauge.stage import EXIT_USER_ERROR, complete, stage_directory
 
 BASELINE = "full"
@@ -116,7 +118,7 @@ def load_plan(cfg: DictConfig, processes: Processes) -> Plan:
     spec: ModelSpec = configuration.build(cfg.model, "model")
     several = processes.size > 1 and spec.device == "auto" and spec.device_map is None and torch.cuda.is_available()
     device = f"cuda:{processes.local_rank % torch.cuda.device_count()}" if several else None
-    model, tokenizer = kvgauge.load_model(spec, device=device)
+    model, tokenizer = load_model(spec, device=device)
     return make_plan(cfg, model, tokenizer, chosen, scorer)
 
 
@@ -161,7 +163,7 @@ def make_plan(
         "prompts": digest(prompts_config),
         "turns": cfg.turns,
         "seed": cfg.seed,
-        "code": provenance.source_version(scoring, statistics, turns),
+        "code": code_version(*(module.__name__ for module in (scoring, statistics, turns))),
     }
     label = panel[0].label if len(panel) == 1 else f"panel-{len(panel)}"
     directory = stage_directory(cfg, "evaluate", f"{cfg.model.name}-{cfg.benchmark.name}-{label}", config)

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from kvgauge.errors import unknown
-from kvgauge.evaluation.samples import Sample
+from kvgauge.prompts.samples import Sample
 
 Scorer = Callable[[Sample, str], float]
 
 
 def _ruler(sample: Sample, answer: str) -> float:
-    from kvgauge.benchmarks.scoring import score
+    from kvgauge.benchmarks.ruler.scoring import score
 
     return score(sample.task, answer, sample.answers)
 

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kvgauge.errors import UserError
+from kvgauge.evaluation.cell import Cell
 from kvgauge.evaluation.engine import missing
-from kvgauge.evaluation.panel import Cell
 from kvgauge.evaluation.store import AnswerStore
 from kvgauge.evaluation.units import Unit
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from kvgauge.errors import UserError
-from kvgauge.evaluation.samples import Sample
+from kvgauge.prompts.samples import Sample
 
 _NEEDLE = re.compile(r"One of the special magic \w+ for ([\w-]+) is: ([\w-]+)\.")
 _ASKED = re.compile(r" for ([\w-]+) mentioned in the provided text")

@@ -12,11 +12,11 @@ from functools import lru_cache
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from kvgauge.architecture.facts import model_facts
 from kvgauge.configuration import digest
 from kvgauge.errors import UserError
-from kvgauge.evaluation.prompting import Batch, Prompt, Template, batch_of, encode, encode_follow_up
-from kvgauge.evaluation.samples import Sample
-from kvgauge.models.facts import model_facts
+from kvgauge.prompts.encoding import Batch, Prompt, Template, batch_of, encode, encode_follow_up
+from kvgauge.prompts.samples import Sample
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from kvgauge.architecture.facts import check_length, model_facts
+from kvgauge.architecture.rotary import Rotary
 from kvgauge.errors import UserError
-from kvgauge.methods.full import Full
-from kvgauge.models.facts import check_length, model_facts
-from kvgauge.models.rotary import Rotary
+from kvgauge.methods.exact.full import Full
 
 
 def alignment(layers: Tensor, rank: int) -> dict[str, Tensor]:

@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from kvgauge.caches.observing import Observation, observing_cache
+from kvgauge.architecture.facts import attention_modules, model_facts
+from kvgauge.architecture.rotary import Rotary
 from kvgauge.errors import UserError
-from kvgauge.models.facts import attention_modules, model_facts
-from kvgauge.models.rotary import Rotary
+from kvgauge.layers.observing import Observation, observing_cache
 
 PROJECTIONS = {"W_Q": "q_proj", "W_K": "k_proj", "W_V": "v_proj"}
 FAR = 64  # tokens: the distance that adjacent ones are compared with

@@ -12,7 +12,7 @@ import time
 import torch
 from transformers import PreTrainedModel
 
-from kvgauge.models.facts import weights_nbytes
+from kvgauge.models.identity import weights_nbytes
 
 COPY_NBYTES = 128 * 2**20  # well beyond any last-level cache
 

@@ -36,10 +36,10 @@ import pandas as pd
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
+from kvgauge.architecture.facts import ModelFacts, model_facts
 from kvgauge.errors import UserError, unknown
 from kvgauge.measure.bandwidth import weight_nbytes
-from kvgauge.methods.ranks import budget_ranks
-from kvgauge.models.facts import ModelFacts, model_facts
+from kvgauge.methods.per_head.ranks import budget_ranks
 
 CHUNK = 4096  # tokens of a prefill chunk
 WINDOW = 512  # tokens between two reductions of a merging method

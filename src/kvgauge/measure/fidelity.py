@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kvgauge.caches.attention import causal_mask
-from kvgauge.caches.base import KVCache
-from kvgauge.caches.observing import Observation, observing_cache
+from kvgauge.architecture.facts import model_facts, output_weight
+from kvgauge.architecture.rotary import Rotary
+from kvgauge.attend.attention import causal_mask
 from kvgauge.calibration.collecting import second_moment
+from kvgauge.contract.fitted import Fitted
+from kvgauge.contract.method import Method
 from kvgauge.errors import UserError
 from kvgauge.evaluation.decoding import prefill
-from kvgauge.methods.base import Method
-from kvgauge.methods.fitted import Fitted
-from kvgauge.models.facts import model_facts, output_weight
-from kvgauge.models.rotary import Rotary
+from kvgauge.layers.cache import KVCache
+from kvgauge.layers.observing import Observation, observing_cache
 
 QUANTITIES = ("K", "Q", "V", "KQ", "VO", "softmax", "output")
 

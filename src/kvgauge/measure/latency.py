@@ -27,22 +27,23 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from kvgauge import configuration
-from kvgauge.caches.attention import exact_attention
-from kvgauge.caches.base import KVCache
-from kvgauge.caches.merged import MergedLayer, MergingCache
-from kvgauge.caches.two_phase import TwoPhaseLayer
+from kvgauge.architecture.facts import model_facts
+from kvgauge.attend.attention import exact_attention
+from kvgauge.contract.fitted import Fitted
+from kvgauge.contract.method import Method
 from kvgauge.errors import UserError, unknown
 from kvgauge.evaluation.decoding import PREFILL_CHUNK, prefill
+from kvgauge.kernels.cpu.decode_attention import applies
+from kvgauge.layers.cache import KVCache
+from kvgauge.layers.two_phase import TwoPhaseLayer
 from kvgauge.measure.bandwidth import copy_bandwidth, synchronize, utilisation, weight_nbytes
 from kvgauge.measure.memory import reset_peak, resident_nbytes
 from kvgauge.measure.synthetic import fill
-from kvgauge.methods.base import Method
-from kvgauge.methods.building import build_method
-from kvgauge.methods.fitted import Fitted
-from kvgauge.methods.full import Full
-from kvgauge.models.facts import model_facts, weights_nbytes
+from kvgauge.methods.exact.full import Full
+from kvgauge.methods.merging.merged import MergedLayer, MergingCache
+from kvgauge.methods.registry import build_method
+from kvgauge.models.identity import weights_nbytes
 from kvgauge.models.loading import load_model
-from kvgauge.native.decode_attention import applies
 
 PREFILLS = ("real", "synthetic")
 DYNAMIC, STATIC, ONE_PASS = "dynamic", "full", "full-one-pass"

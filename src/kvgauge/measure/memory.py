@@ -15,10 +15,10 @@ from typing import Any
 import psutil
 import torch
 
-from kvgauge.caches.attention import SCORE_BLOCK_BYTES
+from kvgauge.architecture.facts import ModelFacts
+from kvgauge.attend.attention import SCORE_BLOCK_BYTES
 from kvgauge.errors import UserError
 from kvgauge.evaluation.decoding import PREFILL_CHUNK
-from kvgauge.models.facts import ModelFacts
 
 GB = 1e9
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-from kvgauge.caches.base import KVCache
-from kvgauge.caches.merged import MergedLayer, MergingCache
-from kvgauge.models.facts import model_facts
+from kvgauge.architecture.facts import model_facts
+from kvgauge.layers.cache import KVCache
+from kvgauge.methods.merging.merged import MergedLayer, MergingCache
 
 
 def fill(model: PreTrainedModel, cache: Cache, states: Tensor) -> None:

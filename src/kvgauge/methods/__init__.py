@@ -1,4 +1,3 @@
-"""One file per method: a frozen dataclass that is its configuration, `fit` and `new_cache`.
+"""One folder per family: dataclass, fit and storage side by side.
 
-A method exists as soon as there is a file here and a YAML in `conf/method/` that names its dataclass.
-"""
+A method exists as soon as a YAML in `conf/method/` names it."""

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
-from kvgauge.caches.base import KVCache
-from kvgauge.caches.storage import EXACT, Storage
-from kvgauge.caches.two_phase import TwoPhaseLayer
+from kvgauge.architecture.facts import model_facts
+from kvgauge.contract.fitted import Fitted
+from kvgauge.contract.method import Method, check_fitted
+from kvgauge.contract.roles import Merger, Projector
 from kvgauge.errors import UserError, unknown
-from kvgauge.methods.base import Method, check_fitted
-from kvgauge.methods.building import build_method, list_methods
-from kvgauge.methods.composable import Merger, Projector
-from kvgauge.methods.fitted import Fitted
+from kvgauge.layers.cache import KVCache
+from kvgauge.layers.two_phase import TwoPhaseLayer
 from kvgauge.methods.quantizers import NAMES, Quantizer
-from kvgauge.models.facts import model_facts
+from kvgauge.methods.registry import build_method, list_methods
+from kvgauge.store.storage import EXACT, Storage
 
 if TYPE_CHECKING:
+    from kvgauge.architecture.facts import ModelFacts
     from kvgauge.calibration.moments import Moments
-    from kvgauge.models.facts import ModelFacts
 
 HALVINGS = 30  # of the range of a member's budget: far below one rank of one layer of any model
 ORDER = ("a method that merges", "a method that projects", "a quantiser")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from kvgauge.caches.quantized_values import BITS
-from kvgauge.caches.storage import AXES, QuantizedStorage
 from kvgauge.errors import UserError, unknown
+from kvgauge.store.quantized_values import BITS
+from kvgauge.store.storage import AXES, QuantizedStorage
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantizer:
-    """Asymmetric uniform quantisation in groups; see `kvgauge.caches.quantized_rows`.
+    """Asymmetric uniform quantisation in groups; see `kvgauge.store.quantized_rows`.
 
     Attributes:
         bits: of a number: 8, 4, 3 or 2.

@@ -1,1 +1,1 @@
-"""Loading models and the few facts that methods need of an architecture."""
+"""Loading models, and telling one from another."""

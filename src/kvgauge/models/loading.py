@@ -10,10 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-import kvgauge.caches.attention as attention
 from kvgauge import configuration
 from kvgauge.errors import UserError, unknown
-from kvgauge.models import mla, narrow_linear
+from kvgauge.models.attaching import attach
 from kvgauge.models.gguf import dense_checkpoint
 from kvgauge.models.spec import ModelSpec
 from kvgauge.models.squeezellm_store import squeeze_model
@@ -78,13 +77,11 @@ def load_model(
     if spec.device_map is None:
         model = model.to(spec.torch_device)
     model.eval().requires_grad_(False)
-    attention.install(model)
-    mla.install(model)
     tokenizer = load_tokenizer(spec)
     options = spec.squeezed()
     if options is not None:
         squeeze_model(model, tokenizer, options)
-    narrow_linear.install(model)
+    attach(model)
     return model, tokenizer
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Attention
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention
 
-from kvgauge.caches.mla import LatentAttendable
+from kvgauge.layers.mla import LatentAttendable
 
 
 class LatentDeepseekV2Attention(DeepseekV2Attention):

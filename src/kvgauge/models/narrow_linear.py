@@ -3,7 +3,7 @@
 A decode step multiplies every weight matrix with as many rows as there are sequences. On a CPU in float32 the product
 in the order of ``x Wᵀ`` reads the weights at a fraction of the speed of memory, ``W xᵀ``, the same numbers transposed,
 at a larger one on some processors, and the compiled product at most of it; in bfloat16 ``x Wᵀ`` rearranges the weights
-in every call. `kvgauge.measure.narrow_products` measures all three.
+in every call. `pipelines.studies.narrow_products` measures all three.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from kvgauge.native.narrow_product import narrow_product
+from kvgauge.kernels.cpu.narrow_product import narrow_product
 
 # Of a float32 row BLAS makes a matrix-vector product, which is as fast; from MOST_ROWS on, all are bound by arithmetic.
 MOST_ROWS = 64

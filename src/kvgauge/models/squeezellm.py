@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from kvgauge.caches.bit_packing import pack, unpack
-from kvgauge.caches.kvquant_sparse import index_dtype
 from kvgauge.errors import UserError, unknown
-from kvgauge.methods.weighted_kmeans import weighted_kmeans
+from kvgauge.store.bit_packing import pack, unpack
+from kvgauge.store.sparse import index_dtype
+from kvgauge.store.weighted_kmeans import weighted_kmeans
 
 ROW_BLOCK = 256  # rows that k-means works on at once
 SEQUENCE_LENGTH = 512

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvgauge.artifacts import read_tensors, write_tensors
 from kvgauge.configuration import digest
-from kvgauge.models.facts import model_fingerprint
+from kvgauge.models.identity import model_fingerprint
 from kvgauge.models.squeezellm import SEQUENCE_LENGTH, SqueezeLLM, linears, squeeze, squeezed_parts, weight_fisher
 from kvgauge.user_cache import cache_root
 
@@ -26,7 +26,7 @@ def squeeze_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, op
     key = digest({"model": model_fingerprint(model), "options": asdict(options), "conversion": CONVERSION})
     path = cache_root() / f"squeezellm-{key[:16]}.safetensors"
     if not path.is_file():
-        from kvgauge.calibration.corpora import CorpusConfig, load_corpus
+        from kvgauge.corpora.corpus import CorpusConfig, load_corpus
 
         count = options.fit_tokens // SEQUENCE_LENGTH
         corpus = CorpusConfig(sequence_length=SEQUENCE_LENGTH, num_sequences=count)

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from kvgauge.benchmarks.prompt_length import TokenCounter
 from kvgauge.models.loading import load_tokenizer
+from kvgauge.prompts.length import TokenCounter
 
 SAMPLES = Path(__file__).parents[1] / "longbench_samples"
 

@@ -7,7 +7,7 @@ from kvgauge.benchmarks.longbench import DATASETS, LongBenchConfig, score
 from kvgauge.benchmarks.longbench.datasets import EDITIONS, file_name, names, task_name
 from kvgauge.benchmarks.longbench.prompts import prompt_formats
 from kvgauge.benchmarks.longbench.rows import Files
-from kvgauge.evaluation.prompting import Template, encode
+from kvgauge.prompts.encoding import Template, encode
 
 TASKS = [(edition, name) for edition in EDITIONS for name in names(edition)]
 TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[answer]"

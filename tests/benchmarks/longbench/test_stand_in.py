@@ -13,7 +13,7 @@ from kvgauge.benchmarks.longbench import DATASETS, LongBenchConfig, score
 from kvgauge.benchmarks.longbench.datasets import names
 from kvgauge.benchmarks.longbench.rows import Files
 from kvgauge.benchmarks.longbench.stand_in import MAKERS, QUESTION_TYPES, main, question_type, rows
-from kvgauge.benchmarks.sources import Sources
+from kvgauge.corpora.sources import Sources
 from kvgauge.errors import UserError
 
 WORDS, SAMPLES = 400, 12

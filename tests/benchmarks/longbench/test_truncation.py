@@ -5,8 +5,8 @@ from transformers import ByT5Tokenizer
 
 from kvgauge.benchmarks.longbench.truncation import cut_middle, fit
 from kvgauge.errors import UserError
-from kvgauge.evaluation.prompting import Template, encode
 from kvgauge.models.tiny import byte_tokenizer
+from kvgauge.prompts.encoding import Template, encode
 
 BYTES = byte_tokenizer()
 PLAIN = Template("", "")

@@ -1,7 +1,7 @@
 import pytest
 
 from kvgauge.benchmarks.ruler import PromptLength
-from kvgauge.benchmarks.sources import Sources
+from kvgauge.corpora.sources import Sources
 from kvgauge.models.loading import load_tokenizer
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from kvgauge.benchmarks.longbench.datasets import EDITIONS, names
 from kvgauge.benchmarks.longbench.sample import LongBenchSample, load
-from kvgauge.benchmarks.prompt_length import TokenCounter
 from kvgauge.errors import UserError, unknown
+from kvgauge.prompts.length import TokenCounter
 
 
 @dataclass(frozen=True)

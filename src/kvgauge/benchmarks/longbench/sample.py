@@ -14,8 +14,8 @@ from kvgauge.benchmarks.longbench.datasets import DATASETS, Dataset, Edition, fi
 from kvgauge.benchmarks.longbench.prompts import prompt_formats
 from kvgauge.benchmarks.longbench.rows import ADVICE, Files, Row
 from kvgauge.benchmarks.longbench.truncation import fit
-from kvgauge.benchmarks.sample import Sample
-from kvgauge.evaluation.prompting import Template
+from kvgauge.prompts.benchmark_sample import Sample
+from kvgauge.prompts.encoding import Template
 
 if TYPE_CHECKING:
     from kvgauge.benchmarks.longbench.config import LongBenchConfig

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kvgauge.artifacts import write_lines
-from kvgauge.benchmarks.questions import Question, QuestionSet
-from kvgauge.benchmarks.sources import Sources
+from kvgauge.corpora.questions import Question, QuestionSet
+from kvgauge.corpora.sources import Sources
 from kvgauge.errors import UserError
 from kvgauge.stage import fail
 

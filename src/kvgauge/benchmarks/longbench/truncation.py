@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from kvgauge.errors import UserError
-from kvgauge.evaluation.prompting import Template, encode
+from kvgauge.prompts.encoding import Template, encode
 
 
 @dataclass(frozen=True)

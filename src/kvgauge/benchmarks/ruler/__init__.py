@@ -4,6 +4,6 @@ from kvgauge.benchmarks.ruler.config import RulerConfig
 from kvgauge.benchmarks.ruler.generation import generate
 from kvgauge.benchmarks.ruler.spec import TaskSpec
 from kvgauge.benchmarks.ruler.tasks import TASKS
-from kvgauge.benchmarks.sample import PromptLength, Sample
+from kvgauge.prompts.benchmark_sample import PromptLength, Sample
 
 __all__ = ["TASKS", "PromptLength", "RulerConfig", "Sample", "TaskSpec", "generate"]

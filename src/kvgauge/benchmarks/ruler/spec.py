@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from kvgauge.benchmarks.sources import Sources
+from kvgauge.corpora.sources import Sources
 
 Category = Literal["retrieval", "tracing", "aggregation", "qa"]
 Metric = Literal["string_match_all", "string_match_part"]
@@ -68,7 +68,7 @@ class TaskSpec:
         name: the official name.
         category: the paper's category (arXiv 2404.06654, section 3).
         max_new_tokens: official number of tokens of the answer.
-        metric: the official score, see `kvgauge.benchmarks.scoring`.
+        metric: the official score, see `kvgauge.benchmarks.ruler.scoring`.
         drafts: drafts of one sample, the most faithful first; later ones are for lengths where the first does not fit.
     """
 

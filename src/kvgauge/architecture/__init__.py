@@ -1,0 +1,1 @@
+"""What attention is in a model: facts of every layer, rotary embedding forwards and backwards."""

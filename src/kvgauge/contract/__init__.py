@@ -1,0 +1,1 @@
+"""What a method, a benchmark and their parts promise each other."""

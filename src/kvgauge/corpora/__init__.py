@@ -1,0 +1,1 @@
+"""Texts: where they come from, and token sequences of one length to calibrate on."""

@@ -1,0 +1,1 @@
+"""Compiled kernels, and which of them answers on which device."""

@@ -1,0 +1,312 @@
+"""What every cache of kvgauge is: a `transformers.Cache` that can compress itself and count its bytes.
+
+A layer passes through two phases. In the first it keeps exact keys and values, so that the prefill is the model's own.
+`KVCache.compress` then replaces them by what the method stores. Streaming methods compress inside their own `attend`
+and have nothing left to do there.
+
+Two lengths are kept apart. The logical length counts tokens (positions): `get_seq_length`, masks and `generate` see it.
+The physical length counts stored entries: merged and evicted caches hold fewer.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
+
+from kvgauge.errors import UserError
+from kvgauge.store.rows import RowBuffer
+
+if TYPE_CHECKING:
+    from kvgauge.layers.inputs import LayerInputs
+
+
+class LayerCache(CacheLayerMixin):
+    """The cache of one layer.
+
+    `update` returns the layer itself in the place of the keys; the attention function then calls `attend`.
+    """
+
+    is_croppable = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache: KVCache | None = None  # set by the KVCache that holds the layer
+        self.index = 0
+        self.compressed = False
+        self.logical_length = 0
+
+    # -- what a subclass does ------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple:
+        """Take in the keys and values of new tokens, (batch, num_key_value_heads, tokens, head_dim), post-RoPE."""
+
+    @abstractmethod
+    def attend(
+        self, query: Tensor, *, attention_mask: Tensor | None, scaling: float, position_ids: Tensor | None
+    ) -> Tensor:
+        """See `kvgauge.attend.attention.Attendable`."""
+
+    @abstractmethod
+    def compress(self) -> None:
+        """Replace the exact keys and values by what the method stores; a second call does nothing."""
+
+    @abstractmethod
+    def nbytes_by_part(self) -> dict[str, int]:
+        """Bytes of the live tensors of all sequences, by what they are for."""
+
+    @abstractmethod
+    def dense(self) -> tuple[Tensor, Tensor]:
+        """(keys, values) as the model would have seen them, shapes as in `update`. For measuring only.
+
+        Raises:
+            UserError: entries no longer stand for single tokens.
+        """
+
+    @abstractmethod
+    def buffers(self) -> Sequence[RowBuffer]:
+        """Every buffer whose first dimension is the batch."""
+
+    @property
+    def valid(self) -> Tensor | None:
+        """(batch, tokens), False on padding; None where there is none, or nobody knows."""
+        return None if self.cache is None else self.cache.valid
+
+    @property
+    def physical_length(self) -> int:
+        """Stored entries."""
+        return self.logical_length
+
+    def fixed_nbytes(self) -> int:
+        """Bytes of what serves every sequence alike, e.g. projections."""
+        return 0
+
+    def reversible_tokens(self) -> int:
+        """How many tokens can follow in one forward pass and be cropped again.
+
+        The layer then answers, and is left, as if those that remain had come one by one and the others never. 0 where
+        that is not sure.
+        """
+        return 0
+
+    # -- the contract with transformers --------------------------------------------------------------------------
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.logical_length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.logical_length
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def map_batch(self, select: Callable[[Tensor], Tensor]) -> None:
+        """Apply a selection along the batch to every buffer."""
+        for buffer in self.buffers():
+            buffer.map_batch(select)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.map_batch(lambda rows: rows.index_select(0, beam_idx.to(rows.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self.map_batch(lambda rows: rows.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.map_batch(lambda rows: rows[indices])
+
+    def reset(self) -> None:
+        for buffer in self.buffers():
+            buffer.clear()
+        self.compressed, self.logical_length, self.is_initialized = False, 0, False
+
+
+class KVCache(Cache):
+    """A compressible cache of a whole model.
+
+    Args:
+        layers: one `LayerCache` per decoder layer.
+        context_length: compress by itself as soon as this many tokens are cached, at the end of the forward pass that
+            reaches it: for ``generate`` and for other people's loops. None waits for `compress`.
+    """
+
+    def __init__(self, layers: Sequence[LayerCache], *, context_length: int | None = None) -> None:
+        super().__init__(layers=list(layers))
+        self.context_length = context_length
+        self.valid: Tensor | None = None  # (batch, tokens): False on padding; None while nothing is padded
+        self.positions: Tensor | None = None  # (batch or 1, tokens): the positions that the model used
+        self.inputs: LayerInputs | None = None  # for those who adopt this cache and look at more than keys and values
+        self.compressed_tokens = 0
+        self.compress_seconds = 0.0  # wall time of the compression: part of the time to first token
+        for index, layer in enumerate(layers):
+            layer.cache, layer.index = self, index
+
+    # -- compression ---------------------------------------------------------------------------------------------
+
+    @property
+    def compressed(self) -> bool:
+        return all(layer.compressed for layer in self.layers)
+
+    @torch.no_grad()
+    def compress(self) -> None:
+        """Compress what is cached: the context. Further tokens are added as the method provides.
+
+        A second call does nothing.
+        """
+        if self.compressed:
+            return
+        self.compressed_tokens = self.get_seq_length()
+        start = time.perf_counter()
+        self.compress_layers()
+        self.compress_seconds = time.perf_counter() - start
+
+    def expect(self, tokens: int, padding: Sequence[int] | None = None) -> None:
+        """How many context tokens will come, before the first of them: streaming caches size themselves by it.
+
+        Args:
+            tokens: of the whole context, padding included.
+            padding: how many of them are padding in each sequence; None where nothing is padded.
+        """
+
+    def drive(self, model: PreTrainedModel, ids: Tensor, mask: Tensor | None) -> Tensor | None:
+        """Prefill `ids` in a loop of its own, for caches that need more of the model than forward passes.
+
+        Args:
+            model: that the cache was made for.
+            ids: (batch, tokens).
+            mask: (batch, cached + tokens), False on padding; None where nothing is padded.
+
+        Returns:
+            The logits of the last token (batch, vocabulary), or None: the caller's loop will do.
+        """
+        return None
+
+    def compress_layers(self) -> None:
+        """Compress layer by layer; caches that join layers replace this."""
+        for layer in self.layers:
+            layer.compress()
+
+    def adopt(self, source: KVCache) -> None:
+        """Take over the exact keys and values of another cache without a prefill of its own; shares, does not copy.
+
+        Call `compress` right after: the shared storage must not be appended to.
+
+        Raises:
+            UserError: the source is compressed already, or this cache is not empty.
+        """
+        if source.compressed or self.get_seq_length():
+            raise UserError("adopt takes an uncompressed source into an empty cache")
+        for mine, theirs in zip(self.layers, source.layers, strict=True):
+            keys, values = theirs.dense()
+            mine.lazy_initialization(keys, values)
+            mine.exact_keys.share(keys)
+            mine.exact_values.share(values)
+            mine.logical_length = theirs.logical_length
+        self.valid, self.positions = source.valid, source.positions
+
+    # -- what the layers report ----------------------------------------------------------------------------------
+
+    def observe(self, query: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None) -> None:
+        """Remember which tokens are padding and which positions the model used; layer 0 reports every forward."""
+        batch, queries, total = query.shape[0], query.shape[2], self.get_seq_length()
+        if attention_mask is not None:
+            seen = attention_mask[:, 0, -1, :total]  # the last query sees every token that is not padding
+            self.valid = None if self.valid is None and bool(seen.all()) else seen.expand(batch, -1).clone()
+        elif self.valid is not None:
+            self.valid = torch.cat([self.valid, self.valid.new_ones(batch, total - self.valid.shape[1])], dim=1)
+        if position_ids is None:
+            position_ids = torch.arange(total - queries, total, device=query.device)[None]
+        elif position_ids.shape[-1] != queries:
+            position_ids = position_ids[..., -queries:]
+        known = self.positions
+        if known is None or known.shape[1] == 0:
+            self.positions = position_ids
+        else:
+            rows = max(known.shape[0], position_ids.shape[0])
+            self.positions = torch.cat([known.expand(rows, -1), position_ids.expand(rows, -1)], dim=1)
+
+    def layer_done(self, index: int) -> None:
+        """Called by a layer after it attended; the last layer ends a forward pass."""
+        waiting = self.context_length is not None and not self.compressed
+        if waiting and index == len(self.layers) - 1 and self.get_seq_length() >= self.context_length:
+            self.compress()
+
+    def reversible_tokens(self) -> int:
+        """See `LayerCache.reversible_tokens`; what every layer of the compressed cache can."""
+        return min(layer.reversible_tokens() for layer in self.layers) if self.compressed else 0
+
+    # -- measures ------------------------------------------------------------------------------------------------
+
+    def nbytes_by_part(self) -> dict[str, int]:
+        """Live bytes of all sequences and layers, by what they are for; projections are `fixed_nbytes`."""
+        total: Counter[str] = Counter()
+        for layer in self.layers:
+            total.update(layer.nbytes_by_part())
+        return dict(total)
+
+    def nbytes(self) -> int:
+        """Live bytes of all sequences and layers."""
+        return sum(self.nbytes_by_part().values())
+
+    def fixed_nbytes(self) -> int:
+        """Bytes that serve every sequence alike, such as projections."""
+        return sum(layer.fixed_nbytes() for layer in self.layers)
+
+    def remarks(self) -> dict[str, list[int]]:
+        """What a method counted while it compressed, one number per layer, by name."""
+        return {}
+
+    def physical_length(self, layer_idx: int = 0) -> int:
+        """Stored entries of a layer."""
+        return int(self.layers[layer_idx].physical_length)
+
+    def dense(self, layer_idx: int) -> tuple[Tensor, Tensor]:
+        """(keys, values) of a layer as the model would have seen them; for measuring only.
+
+        Raises:
+            UserError: entries no longer stand for single tokens (merged and evicted caches).
+        """
+        keys, values = self.layers[layer_idx].dense()
+        return keys, values
+
+    # -- batches -------------------------------------------------------------------------------------------------
+
+    def _map_records(self, select: Callable[[Tensor], Tensor]) -> None:
+        if self.valid is not None:
+            self.valid = select(self.valid)
+        if self.positions is not None and self.positions.shape[0] > 1:
+            self.positions = select(self.positions)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)
+        self._map_records(lambda rows: rows.index_select(0, beam_idx.to(rows.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self._map_records(lambda rows: rows.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._map_records(lambda rows: rows[indices])
+
+    def crop(self, tokens_to_remove: int) -> None:
+        super().crop(tokens_to_remove)
+        total = self.get_seq_length()
+        self.valid = None if self.valid is None else self.valid[:, :total]
+        self.positions = None if self.positions is None else self.positions[:, :total]
+
+    def reset(self) -> None:
+        super().reset()
+        self.valid = self.positions = None
+        self.compressed_tokens = 0

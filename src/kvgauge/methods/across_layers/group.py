@@ -1,0 +1,249 @@
+"""xKV's storage: one token basis for the keys of a group of layers, one for their values, and a factor per layer.
+
+With ``X = [X_1 … X_G] ≈ Z Wᵀ`` a layer's values are ``Z W_lᵀ`` and are never rebuilt: ``p V ≈ (p Z) W_lᵀ``. Post-RoPE
+keys are not either: ``q Kᵀ ≈ (q W_l) Zᵀ``. Pre-RoPE keys are, block by block, because the rotation stands between
+the two factors; a block is scored and forgotten before the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from kvgauge.architecture.planes import PlaneRotation, interleaved, to_planes
+from kvgauge.attend.attention import Segment, segmented_attention
+from kvgauge.calibration.weighting import Weighting
+from kvgauge.errors import UserError
+from kvgauge.layers.sinks import ExactSinks
+from kvgauge.layers.tail import TailedLayer
+from kvgauge.methods.across_layers.selection import ChunkSelection, SelectedSegment, mask_behind
+from kvgauge.methods.across_layers.subspace import SharedSubspace, TruncatedSVD
+from kvgauge.methods.across_layers.subspace_segment import SubspaceSegment
+from kvgauge.store.rows import RowBuffer
+from kvgauge.store.storage import EXACT, Storage
+
+GroupRanks = Callable[[int], tuple[int, int]]  # tokens of a sequence → (rank_k, rank_v) of the group
+
+
+@dataclass(frozen=True)
+class CrossLayerSettings:
+    """What all groups of a cache have in common.
+
+    Attributes:
+        rotation: keys are stored before this rotation; None stores them as the model caches them.
+        fold_every: tokens of the tail that are projected on the basis at a time; None keeps the tail exact.
+        selection: attend to the best chunks of the context only; None attends to all.
+        svd: how the subspaces are found.
+        sinks: first tokens that stay exact and have no part in the subspaces.
+        normalize: join layers at the same mean square, see `SharedSubspace`.
+        storage: of bases, factors and tails.
+    """
+
+    rotation: PlaneRotation | None = None
+    fold_every: int | None = None
+    selection: ChunkSelection | None = None
+    svd: TruncatedSVD = field(default_factory=TruncatedSVD)
+    sinks: int = 0
+    normalize: bool = False
+    storage: Storage = EXACT
+
+
+class CrossLayerGroup:
+    """The subspaces of consecutive layers.
+
+    Args:
+        size: layers of the group.
+        ranks: (rank_k, rank_v) for a sequence of a number of tokens; asked once per sequence, clipped to what its
+            tokens and features allow.
+        settings: of the cache.
+        weights: metrics of keys and of values, in the order of their stored features.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        ranks: GroupRanks,
+        settings: CrossLayerSettings,
+        weights: tuple[Weighting | None, Weighting | None] = (None, None),
+    ) -> None:
+        self.ranks, self.settings = ranks, settings
+        self.keys, self.values = (
+            SharedSubspace(size, weighting, normalize=settings.normalize, storage=settings.storage)
+            for weighting in weights
+        )
+        self.members = [CrossLayerLayer(self, member) for member in range(size)]
+        self._waiting: list[tuple[Tensor, Tensor]] = []
+
+    def collect(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:
+        """Take the exact keys and values of the next layer; the last one starts the factorisation.
+
+        Args:
+            keys, values: (batch, num_key_value_heads, tokens, head_dim), without sinks that are cut off.
+            valid: (batch, tokens), False on padding and on sinks that are not; None where there is neither.
+        """
+        self._waiting.append((keys, values))
+        if len(self._waiting) < len(self.members):
+            return
+        waiting, self._waiting = self._waiting, []
+        key_rows = [self.key_rows(layer_keys) for layer_keys, _ in waiting]
+        value_rows = [self.value_rows(layer_values) for _, layer_values in waiting]
+        self.keys.fit(key_rows, valid, lambda length: self.ranks(length)[0], self.settings.svd)
+        self.values.fit(value_rows, valid, lambda length: self.ranks(length)[1], self.settings.svd)
+
+    def key_rows(self, keys: Tensor, start: int = 0) -> Tensor:
+        """Keys (batch, heads, tokens, head_dim), the first at column `start`, as stored features (batch, tokens, F).
+
+        Columns count from each row's first token in the subspace: a metric of the keys is one of that frame.
+        """
+        rotation = self.settings.rotation
+        if rotation is None:
+            return self.value_rows(keys)
+        columns = torch.arange(start, start + keys.shape[2], device=keys.device)
+        first = self.members[0].first_columns
+        if first is not None:
+            columns = (columns - first)[:, None]
+        turned = to_planes(keys) * rotation.phases(columns).conj()
+        return self.value_rows(interleaved(turned).to(keys.dtype))
+
+    @staticmethod
+    def value_rows(values: Tensor) -> Tensor:
+        """Values (batch, heads, tokens, head_dim) as features (batch, tokens, heads · head_dim)."""
+        return values.transpose(1, 2).flatten(2)
+
+    def fold(self) -> None:
+        """Project the oldest tokens of the tail, `fold_every` at a time, once all layers of the pass have attended."""
+        every = self.settings.fold_every
+        surplus = 0 if every is None else len(self.members[0].tail_keys) // every * every
+        if not surplus:
+            return
+        start = len(self.keys)
+        keys = [member.tail_keys.drop_front(surplus) for member in self.members]
+        values = [member.tail_values.drop_front(surplus) for member in self.members]
+        for member, rows in zip(self.members, keys, strict=True):
+            member.add_landmarks(rows)
+        self.keys.extend([self.key_rows(rows, start) for rows in keys])
+        self.values.extend([self.value_rows(rows) for rows in values])
+
+    def crop(self, tokens: int) -> None:
+        self.keys.basis.crop(tokens)
+        self.values.basis.crop(tokens)
+
+
+class CrossLayerLayer(TailedLayer):
+    """One layer of a group; the first one counts the shared bases as its own.
+
+    Args:
+        group: what it shares.
+        member: its index in the group.
+    """
+
+    def __init__(self, group: CrossLayerGroup, member: int) -> None:
+        super().__init__(group.settings.storage)
+        self.group, self.member = group, member
+        self.num_heads = 0  # kv-heads, known with the first tokens
+        self.sinks = ExactSinks(group.settings.sinks, group.settings.storage, spare=1)
+        self.landmarks = group.settings.storage.kept()
+        self.first_columns: Tensor | None = None  # (batch, 1): where each row begins behind its padding and its sinks
+
+    def store(self, keys: Tensor, values: Tensor) -> None:
+        self.num_heads = keys.shape[1]
+        keys, values, valid = self.sinks.take(keys, values, self.valid)
+        self.first_columns = None if valid is None else valid.int().argmax(dim=1, keepdim=True)
+        selection = self.group.settings.selection
+        if selection is not None:
+            self.landmarks.set(selection.landmarks(keys, valid))
+        self.group.collect(keys, values, valid)
+
+    def add_landmarks(self, keys: Tensor) -> None:
+        selection = self.group.settings.selection
+        if selection is not None:
+            self.landmarks.append(selection.landmarks(keys, None))
+
+    def context_segment(self) -> SubspaceSegment:
+        group = self.group
+        rotation = group.settings.rotation
+        first = None if rotation is None else self.first_columns
+        return SubspaceSegment(group.keys, group.values, self.member, self.num_heads, rotation, first)
+
+    def context_dense(self) -> tuple[Tensor, Tensor]:
+        return self.sinks.restored(*self.context_segment().dense())
+
+    def attend_compressed(self, query: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
+        selection = self.group.settings.selection
+        mask = self.sinks.mask(attention_mask, query.shape[2], self.logical_length)
+        context: Segment = self.context_segment()
+        if selection is not None and query.shape[2] == 1 and selection.chosen < len(self.landmarks):
+            context, mask = self._selected(selection, query, mask, scaling)
+        segments = [*self.sinks.segments(), context, *self.tail_segments()]
+        output = segmented_attention(query, segments, mask, scaling)
+        if self.member == len(self.group.members) - 1:
+            self.group.fold()
+        return output
+
+    def _selected(
+        self, selection: ChunkSelection, query: Tensor, mask: Tensor | None, scaling: float
+    ) -> tuple[Segment, Tensor | None]:
+        """The best chunks of the context, and the mask of everything with theirs in the place of the context's."""
+        context, sinks = self.context_segment(), len(self.sinks)
+        starts = selection.choose(query, self.landmarks.dense(), self.first_columns, len(context), scaling)
+        behind = None if mask is None else mask[..., sinks:]
+        chosen = SelectedSegment(context, starts, selection.chunk, behind)
+        if mask is None or behind is None:
+            return chosen, None
+        later = mask_behind(behind, len(context), len(chosen))
+        assert later is not None
+        return chosen, torch.cat([mask[..., :sinks].expand(*later.shape[:-1], -1), later], dim=-1)
+
+    def compressed_nbytes_by_part(self) -> dict[str, int]:
+        spaces = (self.group.keys, self.group.values)
+        parts = {
+            "basis": sum(space.basis.nbytes() for space in spaces) if self.member == 0 else 0,
+            "factors": sum(space.factors[self.member].nbytes() for space in spaces),
+            "landmarks": self.landmarks.nbytes(),
+            "scales": sum(space.scales.nbytes() for space in spaces) if self.member == 0 else 0,
+            "sinks": self.sinks.nbytes(),
+            "tail": self.tail_nbytes(),
+        }
+        return {part: size for part, size in parts.items() if size}
+
+    def fixed_nbytes(self) -> int:
+        rotation = self.group.settings.rotation
+        first = self.cache is not None and self is next(
+            layer for layer in self.cache.layers if isinstance(layer, CrossLayerLayer)
+        )
+        weights = self.group.keys.fixed_nbytes() + self.group.values.fixed_nbytes() if self.member == 0 else 0
+        return weights + (rotation.nbytes() if rotation is not None and first else 0)
+
+    def buffers(self) -> Sequence[RowBuffer]:
+        own: list[RowBuffer] = [*super().buffers(), self.landmarks, *self.sinks.buffers]
+        for space in (self.group.keys, self.group.values):
+            own.append(space.factors[self.member])
+            if self.member == 0:
+                own += [space.basis, space.scales]
+        return own
+
+    def map_batch(self, select: Callable[[Tensor], Tensor]) -> None:
+        super().map_batch(select)
+        self.sinks.map_columns(select)
+        if self.first_columns is not None:
+            self.first_columns = select(self.first_columns)
+
+    def reversible_tokens(self) -> int:
+        settings = self.group.settings
+        if settings.selection is not None:
+            return 0  # one query chooses its chunks, several see the whole context
+        room = super().reversible_tokens()
+        return room if settings.fold_every is None else min(room, settings.fold_every - 1 - len(self.tail_keys))
+
+    def crop_compressed(self, tokens: int) -> None:
+        sinks, stored = self.sinks.cut, len(self.group.keys)
+        if tokens < sinks + stored:
+            if self.group.settings.selection is not None:
+                raise UserError("cannot crop into the compressed context with sr: start a new cache")
+            self.sinks.crop(tokens)
+            self.group.crop(tokens - sinks)
+        self.tail_keys.crop(max(0, tokens - sinks - stored))
+        self.tail_values.crop(max(0, tokens - sinks - stored))

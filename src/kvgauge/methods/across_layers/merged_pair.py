@@ -1,0 +1,203 @@
+"""MiniCache's storage: two layers share the directions of their keys and values, each keeps its own lengths.
+
+Tokens whose directions differ most between the two layers are kept exactly beside the shared ones. Nothing is rebuilt
+to attend: a score is the one with the direction times the length, a retained token's score replaces it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvgauge.layers.tail import TailedLayer
+from kvgauge.store.buffers import GrowingBuffer
+from kvgauge.store.rows import RowBuffer
+
+RetainedCount = Callable[[int], int]  # tokens of a sequence → tokens of a pair of layers that stay exact
+
+
+@dataclass(frozen=True)
+class MergeRule:
+    """How two layers become one.
+
+    Attributes:
+        interpolation: t of the spherical interpolation, 0 the first layer's direction, 1 the second's.
+        gamma: tokens are kept exactly from the distance ``d_min + γ (d_max − d_min)`` up.
+        retained: how many tokens are kept, instead of `gamma`; None: `gamma` decides.
+    """
+
+    interpolation: float
+    gamma: float
+    retained: RetainedCount | None = None
+
+    def keeps(self, distance: Tensor) -> Tensor:
+        """True for the tokens of one sequence that stay exact, from their distances (tokens,)."""
+        if self.retained is None:
+            return distance >= distance.min() + self.gamma * (distance.max() - distance.min())
+        count = min(self.retained(distance.numel()), distance.numel())
+        return torch.zeros_like(distance, dtype=torch.bool).index_fill_(0, distance.topk(count).indices, True)
+
+
+def angle(first: Tensor, second: Tensor) -> Tensor:
+    """Angles between unit vectors (…, head_dim), in radians; stable near 0 and π, where arccos is not."""
+    return 2 * torch.atan2((first - second).norm(dim=-1), (first + second).norm(dim=-1))
+
+
+def slerp(first: Tensor, second: Tensor, share: float) -> Tensor:
+    """Spherical interpolation of unit vectors (…, head_dim): ``(sin((1−t)Ω) u + sin(tΩ) v) / sin Ω``, of unit length.
+
+    Where Ω is 0 or π the great circle is not unique and the straight line between both is taken.
+    """
+    omega = angle(first, second).unsqueeze(-1)
+    sine = omega.sin()
+    straight = sine.abs() < 1e-6
+    divisor = torch.where(straight, torch.ones_like(sine), sine)
+    left = torch.where(straight, torch.full_like(omega, 1 - share), ((1 - share) * omega).sin() / divisor)
+    right = torch.where(straight, torch.full_like(omega, share), (share * omega).sin() / divisor)
+    return torch.nn.functional.normalize(left * first + right * second, dim=-1)
+
+
+class MergedStates:
+    """Keys, or values, of two layers: shared directions, lengths and retained tokens per layer."""
+
+    def __init__(self) -> None:
+        self.directions = GrowingBuffer()  # (batch, heads, tokens, head_dim)
+        self.lengths = (GrowingBuffer(), GrowingBuffer())  # (batch, heads, tokens, 1)
+        self.columns = GrowingBuffer()  # (batch, retained, 1): which tokens stay exact
+        self.retained = (GrowingBuffer(), GrowingBuffer())  # (batch, heads, retained, head_dim)
+
+    def merge(self, first: Tensor, second: Tensor, valid: Tensor | None, rule: MergeRule) -> None:
+        """Take over the states of both layers, (batch, heads, tokens, head_dim); `valid` as in `KVCache`."""
+        dtype = first.dtype
+        pair = (first.float(), second.float()) if dtype.itemsize < 4 else (first, second)
+        units = tuple(torch.nn.functional.normalize(states, dim=-1) for states in pair)
+        directions = slerp(units[0], units[1], rule.interpolation)
+        distance = angle(units[0], units[1]).mean(dim=1) / torch.pi  # (batch, tokens)
+        batch, tokens = distance.shape
+        seen = valid[:, :tokens] if valid is not None else distance.new_ones(batch, tokens, dtype=torch.bool)
+        kept = torch.zeros_like(seen)
+        for row, mask, where in zip(distance, seen, kept, strict=True):
+            where[mask] = rule.keeps(row[mask])
+        # Sequences that retain fewer tokens than others fill up with merged ones, which changes nothing for them.
+        most = int(kept.sum(dim=1).max())
+        order = (distance + 2.0 * kept + 1.0 * seen).argsort(dim=1, descending=True)[:, :most]
+        picked = order[:, None, :, None].expand(-1, first.shape[1], -1, first.shape[3])
+        exact = kept.gather(1, order)[:, None, :, None]
+        self.directions.set(directions.to(dtype))
+        self.columns.set(order.unsqueeze(-1).int())
+        for layer, states in enumerate(pair):
+            length = states.norm(dim=-1, keepdim=True)
+            self.lengths[layer].set(length.to(dtype))
+            merged = (directions * length).gather(2, picked)
+            self.retained[layer].set(torch.where(exact, states.gather(2, picked), merged).to(dtype))
+
+    def picked(self, like: Tensor) -> Tensor:
+        """The retained columns, expanded to index the last dimension of `like` (batch, heads, rows, tokens)."""
+        return self.columns.view()[:, None, None, :, 0].long().expand(-1, like.shape[1], like.shape[2], -1)
+
+    def dense(self, layer: int) -> Tensor:
+        """What is stored for one layer, (batch, heads, tokens, head_dim)."""
+        states = self.directions.view() * self.lengths[layer].view()
+        index = self.columns.view()[:, None].long().expand(-1, states.shape[1], -1, states.shape[3])
+        return states.scatter(2, index, self.retained[layer].view())
+
+    def shared_buffers(self) -> list[GrowingBuffer]:
+        return [self.directions, self.columns]
+
+    def own_buffers(self, layer: int) -> list[GrowingBuffer]:
+        return [self.lengths[layer], self.retained[layer]]
+
+
+class MergedSegment:
+    """One layer of a merged pair as a segment of attention."""
+
+    def __init__(self, keys: MergedStates, values: MergedStates, layer: int) -> None:
+        self.keys, self.values, self.layer = keys, values, layer
+        self.num_key_value_heads = keys.directions.view().shape[1]
+
+    def __len__(self) -> int:
+        return len(self.keys.directions)
+
+    def scores(self, query: Tensor) -> Tensor:
+        """See `kvgauge.attend.attention.Segment`."""
+        lengths = self.keys.lengths[self.layer].view().transpose(-1, -2)
+        scores = (query @ self.keys.directions.view().transpose(-1, -2)).mul_(lengths)
+        exact = query @ self.keys.retained[self.layer].view().transpose(-1, -2)
+        return scores.scatter_(3, self.keys.picked(scores), exact)
+
+    def mix(self, weights: Tensor) -> Tensor:
+        """See `kvgauge.attend.attention.Segment`."""
+        picked = self.values.picked(weights)
+        exact = weights.gather(3, picked) @ self.values.retained[self.layer].view()
+        lengths = self.values.lengths[self.layer].view().transpose(-1, -2)
+        return exact + (weights.scatter(3, picked, 0.0) * lengths) @ self.values.directions.view()
+
+
+class MergedPair:
+    """Two layers that share directions.
+
+    Args:
+        rule: how they are merged.
+    """
+
+    def __init__(self, rule: MergeRule) -> None:
+        self.rule = rule
+        self.keys, self.values = MergedStates(), MergedStates()
+        self.members = [MergedPairLayer(self, member) for member in range(2)]
+        self._waiting: tuple[Tensor, Tensor] | None = None
+
+    def collect(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:
+        """Take the exact keys and values of the next layer; the second one starts the merge."""
+        if self._waiting is None:
+            self._waiting = (keys, values)
+            return
+        (first_keys, first_values), self._waiting = self._waiting, None
+        self.keys.merge(first_keys, keys, valid, self.rule)
+        self.values.merge(first_values, values, valid, self.rule)
+
+
+class MergedPairLayer(TailedLayer):
+    """One layer of a pair; the first one counts what both share as its own."""
+
+    def __init__(self, pair: MergedPair, member: int) -> None:
+        super().__init__()
+        self.pair, self.member = pair, member
+
+    def store(self, keys: Tensor, values: Tensor) -> None:
+        self.pair.collect(keys, values, self.cache.valid if self.cache is not None else None)
+
+    def context_segment(self) -> MergedSegment:
+        return MergedSegment(self.pair.keys, self.pair.values, self.member)
+
+    def context_dense(self) -> tuple[Tensor, Tensor]:
+        return self.pair.keys.dense(self.member), self.pair.values.dense(self.member)
+
+    def compressed_nbytes_by_part(self) -> dict[str, int]:
+        states = (self.pair.keys, self.pair.values)
+        shared = self.member == 0
+        parts = {
+            "directions": sum(part.directions.nbytes() for part in states) if shared else 0,
+            "lengths": sum(part.lengths[self.member].nbytes() for part in states),
+            "retained": sum(part.retained[self.member].nbytes() for part in states),
+            "columns": sum(part.columns.nbytes() for part in states) if shared else 0,
+            "tail": self.tail_nbytes(),
+        }
+        return {part: size for part, size in parts.items() if size}
+
+    def buffers(self) -> Sequence[RowBuffer]:
+        own = list(super().buffers())
+        for states in (self.pair.keys, self.pair.values):
+            own += states.own_buffers(self.member)
+            if self.member == 0:
+                own += states.shared_buffers()
+        return own
+
+    def crop_compressed(self, tokens: int) -> None:
+        kept = tokens - len(self.pair.keys.directions)
+        if kept < 0:
+            super().crop_compressed(tokens)
+        self.tail_keys.crop(kept)
+        self.tail_values.crop(kept)

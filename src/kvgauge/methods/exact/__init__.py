@@ -1,0 +1,1 @@
+"""The uncompressed cache: the reference that every method is measured against."""

@@ -1,0 +1,1 @@
+"""KVQuant: non-uniform codes of keys per channel and of values per token."""

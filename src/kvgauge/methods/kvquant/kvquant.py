@@ -1,0 +1,195 @@
+"""KVQuant (arXiv 2401.18079): keys per channel before the rotation, non-uniform levels, outliers and sinks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from transformers import PreTrainedModel
+
+from kvgauge.architecture.facts import model_facts
+from kvgauge.architecture.frequencies import rotary_frequencies
+from kvgauge.architecture.planes import PlaneRotation
+from kvgauge.contract.fitted import Fitted
+from kvgauge.contract.method import Method, check_fitted, fit_metadata
+from kvgauge.errors import UserError
+from kvgauge.layers.cache import KVCache
+from kvgauge.methods.kvquant.fit import calibration_samples, fit_layers
+from kvgauge.methods.kvquant.grid import ChannelGrid, TokenGrid
+from kvgauge.methods.kvquant.layer import EXACT_BITS, KVQuantCache, KVQuantLayer, LayerQuantiser
+from kvgauge.store.bit_packing import packed_size
+
+if TYPE_CHECKING:
+    from kvgauge.architecture.facts import ModelFacts
+    from kvgauge.calibration.moments import Moments
+
+BITS = (2, 3, 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KVQuant(Method):
+    """Packed codes of non-uniform levels.
+
+    Keys are measured per channel, by thresholds learnt offline; values per token, by thresholds found as the token
+    comes. New tokens are coded as they come. One fit serves every number of bits.
+
+    The paper's parts can be switched off one by one: ``pre_rope: false``, ``nuq: false`` (evenly spaced levels),
+    ``outliers: 0``, ``sinks: 0``. Its Q-Norm (levels moved to the mean and deviation of the samples, for 2 bits) is
+    left out.
+
+    Attributes:
+        bits: of a code: 2, 3 or 4; 16 keeps numbers as they are, to check everything around them. It overrides the
+            budget, which takes the most bits whose bytes fit.
+        pre_rope: code keys before the rotation, and rotate them at every step.
+        nuq: levels from sensitivity-weighted k-means.
+        outliers: share of the entries kept exactly in 16 bits, half of them at each end. Of a token's values whole
+            entries at each end are kept, none where the share of a row rounds to none.
+        sinks: first tokens that stay exact.
+        fit_tokens: calibration tokens that are run forwards and backwards.
+
+    Raises:
+        UserError: values out of range.
+    """
+
+    name: str = "kvquant"
+    bits: int | None = None
+    pre_rope: bool = True
+    nuq: bool = True
+    outliers: float = 0.01
+    sinks: int = 1
+    fit_tokens: int = 4096
+
+    learns: ClassVar[bool] = True
+    few_settings: ClassVar[bool] = True
+    fit_fields: ClassVar[tuple[str, ...]] = ("pre_rope", "outliers", "sinks", "fit_tokens")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bits is None and self.budget is None:
+            raise UserError(f"{self.name} needs a budget, or bits: 2, 3 or 4")
+        if self.bits not in (None, *BITS, EXACT_BITS):
+            raise UserError(f"bits {self.bits} of {self.name}: give 2, 3 or 4 (16 switches the quantiser off)")
+        if not 0.0 <= self.outliers < 0.1:
+            raise UserError(f"outliers {self.outliers:g} of {self.name} is outside [0, 0.1): the paper's is 0.01")
+        if self.sinks < 0:
+            raise UserError(f"sinks {self.sinks} of {self.name} is a number of tokens, 0 or more")
+        if self.fit_tokens < 2:
+            raise UserError(f"fit_tokens {self.fit_tokens} of {self.name} is below 2: a loss needs two tokens")
+
+    @property
+    def reference_bits(self) -> int:
+        return 16
+
+    @property
+    def label(self) -> str:
+        return super().label if self.bits is None else f"{self.name}@{self.bits}bit"
+
+    def lossless(self, facts: ModelFacts) -> KVQuant:
+        return replace(self, bits=EXACT_BITS)
+
+    # -- fitting -------------------------------------------------------------------------------------------------
+
+    def fit(self, moments: Moments, model: PreTrainedModel) -> Fitted:
+        """Thresholds and levels from the sequences that the moments were taken of.
+
+        Raises:
+            UserError: the moments are another model's, or carry no sequences; the model caches latents (MLA).
+        """
+        moments.check(model)
+        if not moments.sequences:
+            raise UserError(
+                f"{self.name} learns from calibration sequences, and these moments carry none: collect again"
+            )
+        start = time.perf_counter()
+        sequences, left = [], self.fit_tokens
+        for ids in moments.sequences:
+            if left > 0:
+                sequences.append(ids[:left])
+                left -= ids.numel()
+        samples = calibration_samples(model, sequences, self._rotation(model), self.sinks)
+        tensors = fit_layers(samples, self.outliers, BITS)
+        metadata = fit_metadata(
+            self,
+            moments,
+            model,
+            fit_tokens=sum(ids.numel() for ids in sequences),
+            seconds=time.perf_counter() - start,
+        )
+        return Fitted(tensors, metadata)
+
+    def _rotation(self, model: PreTrainedModel) -> PlaneRotation | None:
+        if model_facts(model).latent is not None:
+            raise UserError(f"{self.name} codes keys and values per head, and this model caches latents (MLA): use xkv")
+        return PlaneRotation(rotary_frequencies(model)) if self.pre_rope else None
+
+    # -- the cache -----------------------------------------------------------------------------------------------
+
+    def new_cache(
+        self, model: PreTrainedModel, fitted: Fitted | None = None, *, context_length: int | None = None
+    ) -> KVCache:
+        facts = model_facts(model)
+        rotation = self._rotation(model)
+        known = check_fitted(self, model, fitted)
+        if self.bits is None:
+            least = self._share(facts, min(BITS))
+            assert self.budget is not None
+            if self.budget < least:
+                raise self._too_small(least)
+        layers = []
+        for index, module in enumerate(model.get_decoder().layers):
+            quantiser = self._quantiser(known, facts, index, rotation, module.self_attn.o_proj.weight.device)
+            layers.append(KVQuantLayer(quantiser, self.bits))
+        choose = self._choose(facts) if self.bits is None else None
+        return KVQuantCache(layers, choose, context_length=context_length)
+
+    def _quantiser(
+        self, known: Fitted, facts: ModelFacts, layer: int, rotation: PlaneRotation | None, device: torch.device
+    ) -> LayerQuantiser:
+        low, high = (known.tensors[f"key_{side}"][layer].to(device) for side in ("low", "high"))
+        codebooks = {}
+        for part in ("key", "value"):
+            learnt = {bits: known.tensors[f"{part}_levels_{bits}"][layer].to(device) for bits in BITS}
+            even = {bits: torch.linspace(-1, 1, 2**bits, device=device) for bits in BITS}
+            codebooks[part] = learnt if self.nuq else even
+        return LayerQuantiser(
+            keys=ChannelGrid(low, high, sparse=self.outliers > 0),
+            values=TokenGrid(self.outliers, low.numel()),
+            key_levels=codebooks["key"],
+            value_levels=codebooks["value"],
+            rotation=rotation,
+            sinks=self.sinks,
+            outlier_dtype=torch.bfloat16 if facts.dtype == torch.bfloat16 else torch.float16,
+        )
+
+    # -- the budget ----------------------------------------------------------------------------------------------
+
+    def larger(self, cache: KVCache) -> KVQuant | None:
+        bits = cache.layers[0].bits
+        return replace(self, bits=bits + 1) if bits < max(BITS) else None
+
+    def _share(self, facts: ModelFacts, bits: int) -> float:
+        """Bytes of a token's codes and scales over those of its uncompressed numbers; outliers come on top."""
+        width = facts.num_key_value_heads * facts.head_dim
+        return (2 * packed_size(width, bits) + 4) / (4 * width)
+
+    def _too_small(self, least: float) -> UserError:
+        return UserError(
+            f"budget {self.budget:g} of {self.name} is below the {least:.3f} that {min(BITS)} bits take: "
+            f"raise it, or lower outliers and sinks"
+        )
+
+    def _choose(self, facts: ModelFacts) -> Callable[[Callable[[int], int], int], int]:
+        """The most bits whose bytes keep to the budget."""
+
+        def choose(nbytes: Callable[[int], int], tokens: int) -> int:
+            assert self.budget is not None
+            uncompressed = self.reference_nbytes(facts, tokens)
+            for bits in sorted(BITS, reverse=True):
+                if nbytes(bits) <= self.budget * uncompressed:
+                    return bits
+            raise self._too_small(nbytes(min(BITS)) / uncompressed)
+
+        return choose

@@ -1,0 +1,1 @@
+"""Fewer entries than tokens: KVSlimmer, AsymKV, plain merging and StreamingLLM."""

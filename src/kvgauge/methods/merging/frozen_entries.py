@@ -1,0 +1,76 @@
+"""Merged entries that merge no more: handed over to a layer that projects or quantises them.
+
+The entries stand at their positions, rotated, as tokens of an ordinary cache do; what tells them apart is their
+cardinality c, whose logarithm is added to the scores. Tokens that come later are appended with c = 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kvgauge.attend.cardinalities import HIDDEN, log_cardinalities
+from kvgauge.layers.cache import KVCache
+from kvgauge.layers.two_phase import TwoPhaseLayer
+from kvgauge.store.buffers import GrowingBuffer
+
+
+class FrozenEntries:
+    """The entries of one layer after the context.
+
+    Args:
+        layer: empty; takes them over.
+        keys, values: (batch, num_key_value_heads, entries, head_dim); values are means.
+        cardinalities: (batch, entries), 0 where a shorter row has no entry; None while all are 1.
+    """
+
+    def __init__(self, layer: TwoPhaseLayer, keys: Tensor, values: Tensor, cardinalities: Tensor | None) -> None:
+        self.layer = layer
+        self.cardinalities = GrowingBuffer()  # (batch, entries, 1), empty while all are 1
+        rows = KVCache([layer])  # of its own: which entries a row has differs from layer to layer
+        if cardinalities is not None:
+            self.cardinalities.set(cardinalities[..., None])
+            there = cardinalities > 0
+            rows.valid = None if bool(there.all()) else there
+        layer.lazy_initialization(keys, values)
+        layer.logical_length = keys.shape[2]
+        layer.store(keys, values)
+        layer.compressed = True
+
+    def __len__(self) -> int:
+        return self.layer.logical_length
+
+    def append(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:
+        """Add the tokens of a forward pass; `valid` (batch, new tokens) is False on padding."""
+        batch, before, new = keys.shape[0], len(self), keys.shape[2]
+        if valid is not None or len(self.cardinalities):
+            ones = torch.ones(batch, before + new, 1, dtype=torch.int32, device=keys.device)
+            if not len(self.cardinalities):
+                self.cardinalities.append(ones[:, :before])
+            self.cardinalities.append(ones[:, before:] if valid is None else valid.int()[..., None])
+        self.layer.logical_length += new
+        self.layer.append(keys, values)
+
+    def attend(self, query: Tensor, scaling: float) -> Tensor:
+        """The attention output (batch, queries, num_attention_heads, head_dim); the last token is the last query's."""
+        queries = query.shape[2]
+        if not len(self.cardinalities):
+            return self.layer.attend_compressed(query, None, scaling)
+        counts = self.cardinalities.view().squeeze(-1)[:, None, None]
+        if queries == 1:
+            return self.layer.attend_compressed(query, counts, scaling)
+        later = torch.ones(queries, queries, dtype=torch.bool, device=query.device).triu(1)
+        bias = log_cardinalities(counts, query.dtype)
+        bias = bias.masked_fill(functional.pad(later, (len(self) - queries, 0)), HIDDEN)
+        return self.layer.attend_compressed(query, bias, scaling)
+
+    def nbytes_by_part(self) -> dict[str, int]:
+        size = self.cardinalities.nbytes()
+        return self.layer.compressed_nbytes_by_part() | ({"cardinalities": size} if size else {})
+
+    def map_batch(self, select: Callable[[Tensor], Tensor]) -> None:
+        self.cardinalities.map_batch(select)
+        self.layer.map_batch(select)

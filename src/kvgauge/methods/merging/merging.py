@@ -1,0 +1,173 @@
+"""What the token-merging methods and StreamingLLM share: sizes, windows and the cache of merged entries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import ClassVar
+
+from transformers import PreTrainedModel
+
+from kvgauge.architecture.facts import ModelFacts, model_facts
+from kvgauge.architecture.rotary import Rotary
+from kvgauge.contract.fitted import Fitted
+from kvgauge.contract.method import Method
+from kvgauge.contract.roles import Merger
+from kvgauge.errors import UserError, unknown
+from kvgauge.layers.two_phase import TwoPhaseLayer
+from kvgauge.methods.merging.merge_pairs import PAIRS
+from kvgauge.methods.merging.merged import MergedLayer, MergePolicy, MergingCache
+
+# γ of AsymKV and KVSlimmer: the discount of a pair grows to 512 over 4,096 entries.
+GAMMA = 4096 / math.log(512)
+
+CARDINALITY_NBYTES = 4  # of one entry of one layer, as stored
+
+
+@dataclass(frozen=True, kw_only=True)
+class Streaming(Method, Merger):
+    """A cache of a limited number of entries, held to it while the prompt is read window by window.
+
+    The number is `max_entries`, or ``start + recent``, or what the byte budget pays for at the length of the context;
+    the first that is given decides.
+
+    Attributes:
+        start: first tokens that stay as they are, the attention sinks.
+        recent: entries behind them.
+        max_entries: entries in all.
+        window: tokens between two reductions. A layer holds at most `window` entries more than its limit.
+
+    Raises:
+        UserError: no size, ``start + recent`` below 2, a window of 0, or a size that the start alone exceeds.
+    """
+
+    start: int = 32
+    recent: int | None = None
+    max_entries: int | None = None
+    window: int = 512
+
+    exact_prefill: ClassVar[bool] = False
+    rule: ClassVar[str]
+    layer_type: ClassVar[type[MergedLayer]] = MergedLayer
+    cache_type: ClassVar[type[MergingCache]] = MergingCache
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.start < 0 or self.window < 1:
+            raise UserError(
+                f"{self.name} has start {self.start} and window {self.window}: start is 0 or more, window 1 or more"
+            )
+        if self.fixed_entries is None and self.budget is None:
+            raise UserError(f"{self.name} needs a budget, or recent, or max_entries")
+        if self.fixed_entries is not None and self.fixed_entries < 2:
+            raise UserError(f"{self.name} keeps start + recent = {self.fixed_entries} entries: 2 are the least")
+        if self.fixed_entries is not None and self.fixed_entries <= self.start:
+            raise UserError(
+                f"{self.name} keeps {self.fixed_entries} entries and the {self.start} first ones as they are: "
+                f"lower start or keep more"
+            )
+
+    @property
+    def fixed_entries(self) -> int | None:
+        """The number of entries where no budget decides."""
+        if self.max_entries is not None:
+            return self.max_entries
+        return None if self.recent is None else self.start + self.recent
+
+    def lossless(self, facts: ModelFacts) -> Streaming:
+        return replace(self, budget=1.0, recent=None, max_entries=None)
+
+    @property
+    def label(self) -> str:
+        return super().label if self.fixed_entries is None else f"{self.name}@{self.fixed_entries}e"
+
+    @property
+    def policy_options(self) -> tuple[str, float, int | None]:
+        """Pairs, γ and the clip of the cardinalities."""
+        return "chain", GAMMA, None
+
+    def entries(self, tokens: int, facts: ModelFacts) -> int:
+        """The most entries of a layer for a context of `tokens` tokens.
+
+        A budget pays for keys and values and for the cardinalities beside them; a budget of 1 merges nothing and needs
+        none.
+        """
+        if self.fixed_entries is not None:
+            return self.fixed_entries
+        assert self.budget is not None
+        if self.budget == 1.0:
+            return tokens
+        exact = facts.full_nbytes(1) / facts.num_layers
+        return int(self.budget * tokens * exact / (exact + CARDINALITY_NBYTES) + 1e-9)
+
+    def bookkeeping_nbytes(self, entries: int, facts: ModelFacts) -> int:
+        return 0 if self.rule == "evict" else entries * facts.num_layers * CARDINALITY_NBYTES
+
+    def new_cache(
+        self, model: PreTrainedModel, fitted: Fitted | None = None, *, context_length: int | None = None
+    ) -> MergingCache:
+        facts, rotary = model_facts(model), Rotary(model)
+        policy = self.policy(facts)
+        layers = [self.layer_type(policy, rotary) for _ in range(facts.num_layers)]
+        return self.cache_type(layers, context_length=context_length)
+
+    def frozen_cache(
+        self,
+        model: PreTrainedModel,
+        sized: Callable[[int], Streaming],
+        freeze: Callable[[int, int], TwoPhaseLayer],
+        *,
+        context_length: int | None = None,
+    ) -> MergingCache:
+        facts, rotary = model_facts(model), Rotary(model)
+        policy = replace(self.policy(facts), entries=lambda tokens: sized(tokens).entries(tokens, facts))
+        layers = [self.layer_type(policy, rotary, partial(freeze, layer)) for layer in range(facts.num_layers)]
+        return self.cache_type(layers, context_length=context_length)
+
+    def policy(self, facts: ModelFacts) -> MergePolicy:
+        """What the layers of a cache go by."""
+        pairs, gamma, clip = self.policy_options
+        return MergePolicy(
+            name=self.name,
+            entries=lambda tokens: self.entries(tokens, facts),
+            start=self.start,
+            window=self.window,
+            rule=self.rule,
+            pairs=pairs,
+            gamma=gamma,
+            clip=clip,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merging(Streaming):
+    """Merges the cheapest adjacent pairs behind the start; the subclass says what becomes of their keys.
+
+    Attributes:
+        gamma: γ of the discount ``exp(i/γ)`` of the i-th pair, in entries; None for the papers' 4096 / ln 512.
+        clip: largest cardinality that is remembered (5 in the papers' codes), None for no bound. What is clipped keeps
+            the sum of its values, and moves the positions of all that follow.
+        pairs: ``chain`` merges runs of chosen pairs into one entry, ``disjoint`` takes no entry twice in one round.
+
+    Raises:
+        UserError: a clip or γ out of range, or unknown pairs.
+    """
+
+    gamma: float | None = None
+    clip: int | None = 5
+    pairs: str = "chain"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.clip is not None and self.clip < 1:
+            raise UserError(f"clip {self.clip} of {self.name} is below 1: an entry stands for one token at least")
+        if self.gamma is not None and not self.gamma > 0:
+            raise UserError(f"gamma {self.gamma:g} of {self.name} is not above 0: it is a number of entries")
+        if self.pairs not in PAIRS:
+            raise unknown("pairs", str(self.pairs), PAIRS)
+
+    @property
+    def policy_options(self) -> tuple[str, float, int | None]:
+        return self.pairs, GAMMA if self.gamma is None else self.gamma, self.clip

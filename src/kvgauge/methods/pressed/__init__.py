@@ -1,0 +1,1 @@
+"""Eviction by the presses of kvpress."""

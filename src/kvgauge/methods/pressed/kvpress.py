@@ -1,0 +1,234 @@
+"""Every press of kvpress as a method: its own code and parameters, under the same meter and on the same prompts.
+
+``kvgauge.methods.pressed.kvpress.SnapKVPress`` is a frozen dataclass made from the press of that name: the press's
+parameters are its fields, and a budget stands in for the compression ratio.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar
+
+from transformers import PreTrainedModel
+
+from kvgauge.architecture.facts import model_facts
+from kvgauge.contract.fitted import Fitted
+from kvgauge.contract.method import Method
+from kvgauge.errors import UserError, unknown
+from kvgauge.layers.cache import KVCache
+from kvgauge.methods.pressed.kvpress_library import library, library_version, parameters, presses
+from kvgauge.methods.pressed.layer import PressedCache, describe
+
+GROUP = "kvpress/"
+
+# Presses that other presses are wrapped around, by the parameter that they go to.
+WRAPPED = ("press", "presses")
+DEFAULT_INNER = "expected_attention"
+# Rerotation completes StreamingLLM and blocks KeyDiff, say their documentations; random numbers want a seed.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "BlockPress": {"press": "keydiff"},
+    "KeyRerotationPress": {"press": "streaming_llm"},
+    "LUKVPress": {"press": {"name": "expected_attention", "epsilon": 0.02}},
+    "RandomPress": {"seed": 0},
+}
+
+# They hide entries from the attention and free none of them.
+MASKING = ("AdaKVPress", "CriticalAdaKVPress", "DMSPress", "DuoAttentionPress", "KVzipPress", "LUKVPress", "ThinKPress")
+# What they choose for a row depends on the other rows of the batch, or they take only one.
+ONE_SEQUENCE = (
+    "ChunkKVPress",
+    "CompactorPress",
+    "CriticalAdaKVPress",
+    "KVzipPress",
+    "LeverageScorePress",
+    "RandomPress",
+    "SimLayerKVPress",
+)
+# Parameters that have to be given, though the press would only find out in the middle of a prefill.
+REQUIRED = {"DMSPress": "threshold", "PerLayerCompressionPress": "compression_ratios"}
+# They run the model over the context again.
+REPLAYING = ("KVzipPress",)
+# What stands in the way of those that cannot run here at all.
+REFUSED = {
+    "DecodingPress": "it compresses what is generated, and a context is what is compressed here",
+    "PrefillDecodingPress": "it compresses what is generated, and a context is what is compressed here",
+    "FastKVzipPress": "it needs trained gates and a prefill of its own",
+    "FinchPress": "it needs a delimiter token between context and question, and a context is compressed alone here",
+    "KVComposePress": "it needs the weights of eager attention and prompts registered by hand",
+    "ObservedAttentionPress": "it needs the weights of eager attention, which are never formed here",
+    "RestoreKVPress": "it needs trained adapters (PEFT) and adds tokens of its own to the cache",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pressed(Method):
+    """A press of kvpress; the subclasses are made by ``kvgauge.methods.pressed.kvpress.<class of the press>``.
+
+    Attributes:
+        compression_ratio: the press's own, in [0, 1): its nominal share of entries or channels to drop, whatever that
+            does to the bytes. It overrides the budget, which is kept to.
+
+    Raises:
+        UserError: values that the press refuses, a budget for a press that frees no bytes, a press that cannot run.
+    """
+
+    name: str
+    compression_ratio: float | None = None
+
+    sees_inputs: ClassVar[bool] = True
+    press_class: ClassVar[type[Any]]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ratio = self.compression_ratio
+        if ratio is not None and not 0.0 <= ratio < 1.0:
+            raise UserError(f"compression_ratio {ratio:g} of {self.name} is outside [0, 1)")
+        for name, reason in REFUSED.items():
+            if self._is(name):
+                raise UserError(f"{self.name} cannot run: {reason}; choose another press")
+        if self.budget is not None and self.budget < 1.0 and self._is(*MASKING):
+            raise UserError(
+                f"{self.name} masks and frees no bytes, so that it reaches no budget of {self.budget:g}: "
+                f"give compression_ratio or its own parameters instead"
+            )
+        self.new_press()
+
+    def lossless(self, facts: Any) -> Pressed:
+        return dataclasses.replace(self, budget=1.0, compression_ratio=None)
+
+    @property
+    def label(self) -> str:
+        return super().label if self.compression_ratio is None else f"{self.name}@cr{self.compression_ratio:g}"
+
+    def code_version(self) -> str:
+        return f"{super().code_version()}-kvpress-{library_version()}"
+
+    @classmethod
+    def _is(cls, *names: str) -> bool:
+        return any(base.__name__ in names for base in cls.press_class.__mro__)
+
+    @property
+    def _asked_budget(self) -> float | None:
+        """The budget that has to be kept to; None where there is none, or where everything is kept."""
+        return None if self.compression_ratio is not None or self.budget == 1.0 else self.budget
+
+    @property
+    def keeps_everything(self) -> bool:
+        return self.compression_ratio is None and self.budget == 1.0
+
+    def new_press(self) -> Any:
+        """The press, with its ratio; a new one for every cache, as some of them have a memory.
+
+        Raises:
+            UserError: the press refuses its parameters, or takes no ratio and is given one.
+        """
+        press = _build(
+            self.name, self.press_class, {name: getattr(self, name) for name in parameters(self.press_class)}
+        )
+        budget = self._asked_budget
+        ratio = self.compression_ratio if budget is None else 1.0 - budget
+        if ratio is not None:
+            try:
+                press.compression_ratio = ratio
+            except AttributeError:
+                own = ", ".join(parameters(self.press_class))
+                raise UserError(f"{self.name} takes no budget and no ratio, its size follows from {own}") from None
+        return press
+
+    def new_cache(
+        self, model: PreTrainedModel, fitted: Fitted | None = None, *, context_length: int | None = None
+    ) -> KVCache:
+        if model_facts(model).latent is not None:
+            raise UserError(
+                f"{self.name} prunes keys and values per head, and this model caches latents (MLA): use xkv"
+            )
+        press = None if self.keeps_everything else self.new_press()
+        if press is not None:
+            required = REQUIRED.get(self.press_class.__name__)
+            if required and getattr(self, required) is None:
+                raise UserError(f"{self.name} knows no {required} by itself: give one, e.g. method.{required}=…")
+            try:
+                press.post_init_from_model(model)
+            except Exception as error:  # a download, a table, an assertion: each press has its own
+                raise UserError(
+                    f"{self.name} has nothing for this model ({describe(error)}): choose another press or model"
+                ) from error
+        return PressedCache(
+            self.name,
+            model,
+            press,
+            budget=self._asked_budget,
+            one_sequence=self._is(*ONE_SEQUENCE),
+            rerotates=self._is("KeyRerotationPress"),
+            replays=press is not None and self._is(*REPLAYING),
+            context_length=context_length,
+        )
+
+
+def _build(name: str, cls: type[Any], values: Mapping[str, Any]) -> Any:
+    """A press from plain values; presses within it are names, or mappings with a name and parameters."""
+    built = {key: _inner(name, value) if key in WRAPPED else value for key, value in values.items()}
+    try:
+        return cls(**built)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise UserError(f"{name} refuses its parameters ({describe(error)}): see those of {cls.__name__}") from error
+
+
+def _inner(name: str, value: Any) -> Any:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_inner(name, one) for one in value]
+    given = {"name": value} if isinstance(value, str) else dict(value or {})
+    inner = str(given.pop("name", ""))
+    if inner not in presses():
+        raise unknown(f"press within {name}", inner, presses())
+    known = parameters(presses()[inner]) | {"compression_ratio": None}
+    for key in given:
+        if key not in known:
+            raise unknown(f"parameter of {inner}", key, known)
+    return _build(inner, presses()[inner], defaults(presses()[inner]) | given)
+
+
+def defaults(cls: type[Any]) -> dict[str, Any]:
+    """The parameters of a press, presses within it as names; what has to be given is None."""
+    found = {key: None if value is inspect.Parameter.empty else value for key, value in parameters(cls).items()}
+    if "press" in found:
+        found["press"] = DEFAULT_INNER
+    if "presses" in found:
+        found["presses"] = [{"name": DEFAULT_INNER, "compression_ratio": 0.5}]
+    return found | DEFAULTS.get(cls.__name__, {})
+
+
+@cache
+def method_class(name: str) -> Any:
+    """The method, a subclass of `Pressed`, of a press by its short name, e.g. ``snapkv``.
+
+    Raises:
+        UserError: kvpress is not installed, or has no such press.
+    """
+    if name not in presses():
+        raise unknown("press", name, presses())
+    cls = presses()[name]
+    own = [
+        (key, Any, dataclasses.field(default_factory=lambda value=value: value))  # type: ignore[misc]
+        for key, value in defaults(cls).items()
+    ]
+    named = ("name", str, dataclasses.field(default=GROUP + name))
+    doc = f"`{cls.__name__}` of kvpress, see there."
+    replays = any(base.__name__ in REPLAYING for base in cls.__mro__)
+    space = {"press_class": cls, "exact_prefill": not replays, "__module__": __name__, "__doc__": doc}
+    return dataclasses.make_dataclass(
+        cls.__name__, [named, *own], bases=(Pressed,), frozen=True, kw_only=True, namespace=space
+    )
+
+
+def __getattr__(attribute: str) -> Any:
+    if not attribute.endswith("Press") or attribute.startswith("_"):
+        raise AttributeError(attribute)
+    for name, cls in presses().items():
+        if cls.__name__ == attribute:
+            return method_class(name)
+    raise AttributeError(f"kvpress {library().__name__} has no {attribute}")

@@ -1,0 +1,1 @@
+"""transformers' own quantised cache under the same meter."""

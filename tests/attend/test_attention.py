@@ -1,0 +1,81 @@
+"""Attention over segments: one softmax, whatever the runs of tokens are stored as."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from kvgauge.attend import attention
+from kvgauge.attend.attention import causal_mask, exact_attention, segmented_attention
+from kvgauge.layers.exact import ExactSegment
+
+
+def states(heads: int, tokens: int, seed: int, dimension: int = 8) -> Tensor:
+    return torch.randn(2, heads, tokens, dimension, generator=torch.Generator().manual_seed(seed))
+
+
+def reference(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    groups = query.shape[1] // keys.shape[1]
+    keys, values = (rows.repeat_interleave(groups, dim=1) for rows in (keys, values))
+    scores = (query @ keys.mT * scaling).masked_fill(~mask, float("-inf"))
+    return (torch.softmax(scores, dim=-1) @ values).transpose(1, 2)
+
+
+@pytest.mark.parametrize("queries", [1, 5, 30])
+@pytest.mark.parametrize("cuts", [(30,), (4, 26), (4, 20, 6), (0, 30)])
+def test_segments_share_one_softmax(queries: int, cuts: tuple[int, ...]) -> None:
+    query, keys, values = states(6, queries, 0), states(3, 30, 1), states(3, 30, 2)
+    parts = [
+        ExactSegment(one, other) for one, other in zip(keys.split(cuts, dim=2), values.split(cuts, dim=2), strict=True)
+    ]
+    expected = reference(query, keys, values, causal_mask(queries, 30, query.device), 0.2)
+    torch.testing.assert_close(segmented_attention(query, parts, None, 0.2), expected)
+    torch.testing.assert_close(exact_attention(query, keys, values, None, 0.2), expected)
+
+
+@pytest.mark.parametrize("queries", [1, 7])
+def test_masked_tokens_have_no_weight(queries: int) -> None:
+    query, keys, values = states(6, queries, 0), states(3, 30, 1), states(3, 30, 2)
+    mask = causal_mask(queries, 30, query.device).expand(2, 1, -1, -1).clone()
+    mask[1, :, :, :11] = False
+    expected = reference(query, keys, values, mask, 0.2)
+    parts = [ExactSegment(keys[:, :, :9], values[:, :, :9]), ExactSegment(keys[:, :, 9:], values[:, :, 9:])]
+    torch.testing.assert_close(segmented_attention(query, parts, mask, 0.2), expected)
+    torch.testing.assert_close(exact_attention(query, keys, values, mask, 0.2), expected)
+
+
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_integers_in_the_mask_of_one_query_count_tokens(side_by_side: bool) -> None:
+    query, keys, values = states(6, 1, 0), states(3, 30, 1), states(3, 30, 2)
+    counts = torch.randint(0, 4, (2, 1, 1, 30), dtype=torch.int32, generator=torch.Generator().manual_seed(3))
+    places = [torch.repeat_interleave(torch.arange(30), row.flatten()) for row in counts]
+    seen = [torch.ones(1, 1, 1, len(row), dtype=torch.bool) for row in places]
+    expected = torch.cat(
+        [
+            reference(query[row : row + 1], keys[row : row + 1, :, own], values[row : row + 1, :, own], seen[row], 0.2)
+            for row, own in enumerate(places)
+        ]
+    )
+    if side_by_side:
+        keys, values = keys.mT.contiguous().mT, values.mT.contiguous().mT
+    parts = [ExactSegment(keys[:, :, :9], values[:, :, :9]), ExactSegment(keys[:, :, 9:], values[:, :, 9:])]
+    torch.testing.assert_close(segmented_attention(query, parts, counts, 0.2), expected)
+    torch.testing.assert_close(exact_attention(query, keys, values, counts, 0.2), expected)
+
+
+def test_blocks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, segment = states(6, 30, 0), ExactSegment(states(3, 30, 1), states(3, 30, 2))
+    whole = segmented_attention(query, [segment], None, 0.2)
+    monkeypatch.setattr(attention, "SCORE_BLOCK_BYTES", 4 * 2 * 6 * 30 * 4)  # four queries
+    torch.testing.assert_close(segmented_attention(query, [segment], None, 0.2), whole)
+
+
+def test_tensors_fall_through_to_scaled_dot_product_attention(tiny, tokens) -> None:
+    model, ids = tiny("tiny/llama"), tokens(2, 20)
+    ours = model(ids).logits
+    model.set_attn_implementation("sdpa")
+    try:
+        torch.testing.assert_close(model(ids).logits, ours)
+    finally:
+        attention.install(model)

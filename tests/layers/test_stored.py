@@ -1,0 +1,51 @@
+"""Whole layers in a storage against attention to what their buffers stand for, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kvgauge.layers.cache import KVCache
+from kvgauge.layers.exact import ExactLayer
+from kvgauge.layers.stored import StoredLayer, whole_layer, whole_nbytes
+from kvgauge.store.storage import EXACT, QuantizedStorage
+
+STORAGES = [EXACT, QuantizedStorage(8), QuantizedStorage(4, "token"), QuantizedStorage(3, "channel", group=32)]
+
+
+def states(heads, tokens, seed):
+    return torch.randn(2, heads, tokens, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def filled(storage, tokens=130):
+    layer = StoredLayer(storage)
+    KVCache([layer])
+    layer.update(states(3, tokens, 1), states(3, tokens, 2))
+    layer.compress()
+    return layer
+
+
+@pytest.mark.parametrize("queries", [1, 7])
+@pytest.mark.parametrize("storage", STORAGES)
+def test_attention_is_that_of_the_stored_rows(storage, queries):
+    layer = filled(storage)
+    layer.update(states(3, queries, 3), states(3, queries, 4))
+    query = states(6, queries, 5)
+    actual = layer.attend_compressed(query, None, 0.25).double()
+    keys, values = (rows.double().repeat_interleave(2, dim=1) for rows in layer.dense())
+    scores = query.double() @ keys.mT * 0.25
+    later = torch.ones(queries, 130 + queries, dtype=torch.bool).triu(131)
+    expected = (scores.masked_fill(later, -torch.inf).softmax(-1) @ values).transpose(1, 2)
+    assert float((actual - expected).norm() / expected.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_the_exact_rows_are_gone_and_the_others_counted(storage):
+    layer = filled(storage)
+    assert set(layer.nbytes_by_part()) == {"keys", "values"}
+    assert sum(layer.nbytes_by_part().values()) == 2 * whole_nbytes(storage, 3, 16, torch.float32, 130)
+
+
+def test_an_exact_storage_needs_no_buffers_of_its_own():
+    assert isinstance(whole_layer(EXACT), ExactLayer)
+    assert isinstance(whole_layer(QuantizedStorage(4)), StoredLayer)

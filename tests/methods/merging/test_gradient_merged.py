@@ -1,0 +1,105 @@
+"""AsymKV's gradients, against autograd through an ordinary cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import DynamicCache, PreTrainedModel
+
+import kvgauge
+from kvgauge import UserError
+from kvgauge.architecture.rotary import Rotary
+from kvgauge.evaluation.decoding import prefill
+from kvgauge.methods.merging.gradient_merged import GradientMergedLayer, GradientMergingCache
+
+WINDOW = 16
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    return kvgauge.load_model("tiny/llama")[0]
+
+
+def cache_of(model: PreTrainedModel, **options: Any) -> GradientMergingCache:
+    options = {"start": 2, "window": WINDOW, "budget": None} | options
+    cache = kvgauge.build_method("asymkv", **options).new_cache(model)
+    assert isinstance(cache, GradientMergingCache)
+    return cache
+
+
+def reference_gradients(model: PreTrainedModel, ids: Tensor) -> list[Tensor]:
+    """Gradients of the loss of the second window in the rotated keys of the first, by a DynamicCache."""
+    past = DynamicCache()
+    with torch.no_grad():
+        model(ids[:, :WINDOW], past_key_values=past)
+    keys = []
+    for layer in past.layers:
+        layer.keys = layer.keys.detach().requires_grad_()
+        keys.append(layer.keys)
+    logits = model(ids[:, WINDOW:], past_key_values=past).logits
+    loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, WINDOW:][:, 1:].flatten(), reduction="mean")
+    return list(torch.autograd.grad(loss, keys))
+
+
+def test_the_gradients_are_those_of_the_loss_of_the_window(model: PreTrainedModel) -> None:
+    torch.manual_seed(0)
+    ids = torch.randint(3, 300, (1, 2 * WINDOW))
+    # 17 entries: the first window does not merge, the second will, so that its gradients are taken
+    cache = cache_of(model, max_entries=2 * WINDOW - 1)
+    prefill(model, ids[:, :WINDOW], cache)
+    assert cache.gradient_windows == 1
+    for layer in cache.layers:
+        layer.hessian_buffer.clear()
+    taken: list[Tensor] = []
+    original = GradientMergedLayer.take_gradient
+
+    def keep(self: GradientMergedLayer, gradient: Tensor) -> None:
+        original(self, gradient)
+        taken.append(self.hessian_buffer.view().clone())
+
+    GradientMergedLayer.take_gradient = keep  # type: ignore[method-assign]
+    try:
+        prefill(model, ids[:, WINDOW:], cache)
+    finally:
+        GradientMergedLayer.take_gradient = original  # type: ignore[method-assign]
+    assert len(taken) == len(cache.layers)
+    rotary, positions = Rotary(model), torch.arange(WINDOW)[None]
+    for mine, reference in zip(taken, reference_gradients(model, ids), strict=True):
+        plain = rotary.unrotate(reference, positions)
+        torch.testing.assert_close(mine[:, :, :WINDOW], plain.square(), rtol=1e-3, atol=1e-9)
+
+
+def test_every_window_that_merges_has_a_backward_pass(model: PreTrainedModel) -> None:
+    torch.manual_seed(1)
+    ids = torch.randint(3, 300, (2, 5 * WINDOW + 3))
+    cache = cache_of(model, max_entries=40)
+    prefill(model, ids, cache)
+    cache.compress()
+    assert cache.gradient_windows == 5  # the first starts the statistics, the second cannot merge, the tail may
+    assert cache.guard_counts == [0] * 4
+    assert all(not weight.requires_grad for weight in model.parameters())
+
+
+def test_no_gradient_no_graph_is_left(model: PreTrainedModel) -> None:
+    ids = torch.randint(3, 300, (1, 3 * WINDOW))
+    cache = cache_of(model, max_entries=20)
+    logits = prefill(model, ids, cache)
+    assert not logits.requires_grad
+    for layer in cache.layers:
+        assert layer.recorded is None
+        assert not layer.keys_buffer.view().requires_grad
+
+
+def test_inference_only_weights_are_one_line(model: PreTrainedModel) -> None:
+    ids = torch.randint(3, 300, (1, 3 * WINDOW))
+    with torch.inference_mode(), pytest.raises(UserError, match="for inference only") as raised:
+        prefill(model, ids, cache_of(model, max_entries=20))
+    assert "\n" not in str(raised.value)
+    with torch.inference_mode():
+        frozen = kvgauge.load_model("tiny/llama")[0]
+    with pytest.raises(UserError, match="for inference only"):
+        prefill(frozen, ids, cache_of(model, max_entries=20))
