@@ -14,13 +14,15 @@ from omegaconf import DictConfig
 
 from kvgauge import artifacts, configuration, provenance
 from kvgauge.calibration.moments import Moments
+from kvgauge.contract.fitting import learns
+from kvgauge.methods.registry import as_method
 from kvgauge.models.loading import load_model
 from kvgauge.stage import complete, stage, stage_directory
 
 
 def run(cfg: DictConfig) -> None:
-    method = configuration.build(cfg.method, "method")
-    if not method.learns:
+    method = as_method(configuration.build(cfg.method, "method"))
+    if not learns(method):
         print(f"{method.name} learns nothing: no fit is needed", file=sys.stderr)
         return
     model, tokenizer = load_model(configuration.build(cfg.model, "model"))
@@ -31,6 +33,7 @@ def run(cfg: DictConfig) -> None:
     wanted = provenance.moments_config(cfg, model, tokenizer)
     source = artifacts.find(cfg.artifacts, "collect", wanted, "python -m pipelines.collect")
     fitted = method.fit(Moments.load(source / "moments.safetensors"), model)
+    assert fitted is not None
     artifacts.begin(directory)
     fitted.save(directory / "projections.safetensors")
     artifacts.finish(directory, "fit", config, floored_eigenvalues=fitted.metadata.get("floored_eigenvalues"))

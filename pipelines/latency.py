@@ -21,6 +21,8 @@ from tqdm import tqdm
 from kvgauge import artifacts, configuration, provenance
 from kvgauge.architecture.facts import model_facts
 from kvgauge.contract.fitted import Fitted
+from kvgauge.contract.fitting import fit_command, learns
+from kvgauge.contract.identity import config, method_version, target
 from kvgauge.contract.method import Method
 from kvgauge.evaluation.panel import settings
 from kvgauge.fingerprint import code_version
@@ -51,18 +53,18 @@ def run(cfg: DictConfig) -> None:
         },
         limit,
     )
-    fits = {method.label: _projections(cfg, model, tokenizer, method) for method in methods if method.learns}
-    config = {
+    fits = {method.label: _projections(cfg, model, tokenizer, method) for method in methods if learns(method)}
+    identity = {
         "model": model_fingerprint(model),
         "dtype": str(model.dtype),
-        "cells": [[method.config(), method.code_version()] for method in methods],
+        "cells": [[config(method), method_version(method)] for method in methods],
         "fits": {label: artifacts.read_json(path / artifacts.META)["fingerprint"] for label, path in fits.items()},
         "latency": configuration.plain(cfg.latency),
         "code": code_version(latency.__name__),
     }
     label = "+".join(method.label for method in methods) if len(methods) < 3 else f"{len(methods)}-cells"
-    directory = stage_directory(cfg, "latency", f"{cfg.model.name}-{label or latency.STATIC}", config)
-    if not complete(directory, config):
+    directory = stage_directory(cfg, "latency", f"{cfg.model.name}-{label or latency.STATIC}", identity)
+    if not complete(directory, identity):
         artifacts.begin(directory)
         contenders = latency.baselines(model)
         for method in methods:
@@ -71,7 +73,7 @@ def run(cfg: DictConfig) -> None:
         rows: list[dict[str, Any]] = []
         with tqdm(total=len(grid.points), desc="latency", unit="point") as bar:
             for batch, length in grid.points:
-                kept = directory / "points" / f"{batch}x{length}-{configuration.digest(config)}.json"
+                kept = directory / "points" / f"{batch}x{length}-{configuration.digest(identity)}.json"
                 if not kept.is_file():
                     point = latency.measure_point(model, contenders, grid, batch, length, bar.set_postfix_str)
                     for row in point:
@@ -86,7 +88,7 @@ def run(cfg: DictConfig) -> None:
         artifacts.finish(
             directory,
             "latency",
-            config,
+            identity,
             environment=dict(provenance.environment()),
             threads=torch.get_num_threads(),
             thread_wait_policy=os.environ.get("OMP_WAIT_POLICY", "default"),
@@ -113,7 +115,7 @@ def run(cfg: DictConfig) -> None:
 def _projections(cfg: DictConfig, model: Any, tokenizer: Any, method: Method) -> Path:
     """The directory of a method's fit."""
     wanted = provenance.fit_config(cfg, model, tokenizer, method)
-    return artifacts.find(Path(cfg.artifacts), "fit", wanted, f"python -m pipelines.fit method={method.name}")
+    return artifacts.find(Path(cfg.artifacts), "fit", wanted, fit_command(method))
 
 
 def _job(
@@ -124,7 +126,7 @@ def _job(
     node: dict[str, Any] | None = None
     if row["cell"] in by_label:
         method = by_label[row["cell"]]
-        node = {"_target_": f"{type(method).__module__}.{type(method).__qualname__}"} | method.config()
+        node = target(method)
     elif row["cell"] in (latency.STATIC, latency.ONE_PASS):
         node = configuration.read("method", "full") | {"one_pass": row["cell"] == latency.ONE_PASS}
     return {

@@ -8,7 +8,7 @@ Writes ``merge/…/fidelity.json`` (seven errors per layer, for caches whose ent
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from omegaconf import DictConfig
@@ -23,6 +23,7 @@ from kvgauge.contract.method import Method
 from kvgauge.errors import UserError
 from kvgauge.measure import fidelity
 from kvgauge.methods.per_head.low_rank import LowRankPerHead
+from kvgauge.methods.registry import as_method
 from kvgauge.models.loading import load_model
 from kvgauge.stage import complete, stage, stage_directory
 from kvgauge.tracking import track
@@ -30,7 +31,7 @@ from kvgauge.tracking import track
 
 def run(cfg: DictConfig) -> None:
     model, tokenizer = load_model(configuration.build(cfg.model, "model"))
-    method = configuration.build(cfg.method, "method")
+    method = as_method(configuration.build(cfg.method, "method"))
     config = provenance.merge_config(cfg, model, tokenizer, method)
     directory = stage_directory(cfg, "merge", method.label, config)
     if complete(directory, config):
@@ -48,7 +49,7 @@ def run(cfg: DictConfig) -> None:
             if method.rope == "pre":
                 continue
         for budget in budgets:
-            chosen = replace(method, budget=budget)
+            chosen = method.sized(budget)
             cell = facts | {"cell": chosen.label, "budget": budget}
             cache = fidelity.compress_context(model, chosen, fitted, context)
             ranks_of = chosen_ranks(chosen, fitted, model, context.shape[1])

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 import kvgauge
 from kvgauge.contract.fitted import Fitted
+from kvgauge.contract.fitting import learns
 from kvgauge.contract.method import Method
 
 
@@ -52,7 +53,7 @@ def fit() -> Callable[[Method, str], Fitted | None]:
     """What a method learns on a tiny model; None where it learns nothing."""
 
     def fitted(method: Method, name: str) -> Fitted | None:
-        return method.fit(_moments(name), _model(name)) if method.learns else None
+        return method.fit(_moments(name), _model(name)) if learns(method) else None
 
     return fitted
 

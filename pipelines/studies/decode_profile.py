@@ -29,6 +29,7 @@ from transformers import Cache, PreTrainedModel
 
 from kvgauge.architecture.facts import model_facts
 from kvgauge.contract.fitted import Fitted
+from kvgauge.contract.fitting import learns
 from kvgauge.errors import UserError
 from kvgauge.layers.cache import KVCache
 from kvgauge.measure.latency import baselines, contender
@@ -112,9 +113,9 @@ def measure(model: PreTrainedModel, options: argparse.Namespace) -> dict[str, di
     for name in options.methods:
         if name not in plain:
             method = build_method(name, budget=options.budget)
-            if method.learns and name not in fits:
+            if learns(method) and name not in fits:
                 raise UserError(f"{name} learns projections: add --projections {name}=FILE, a file of the fit stage")
-            cells.append(contender(model, method, Fitted.load(Path(fits[name])) if method.learns else None))
+            cells.append(contender(model, method, Fitted.load(Path(fits[name])) if learns(method) else None))
         else:
             cells.append(plain[name])
     facts = model_facts(model)

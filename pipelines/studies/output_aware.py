@@ -33,6 +33,7 @@ from kvgauge.calibration.collecting import collect
 from kvgauge.calibration.moments import Moments
 from kvgauge.calibration.output_error import held_out_layers
 from kvgauge.contract.fitted import Fitted
+from kvgauge.contract.fitting import fit_config, learns
 from kvgauge.contract.method import Method
 from kvgauge.corpora.corpus import load_corpus, load_held_out
 from kvgauge.errors import UserError, unknown
@@ -124,7 +125,7 @@ def divergences(
     measured = {}
     for cell in tqdm(cells, desc="cells"):
         method = cell.method(group_size)
-        key = configuration.digest(method.fit_config()) if method.learns else ""
+        key = configuration.digest(fit_config(method)) if learns(method) else ""
         if key not in fits:
             fits[key] = method.fit(moments, model)
         measured[cell] = [prompt.kl(model, method, fits[key]) for prompt in prompts]

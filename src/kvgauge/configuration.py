@@ -30,10 +30,35 @@ def _conf_dir() -> Path:
 CONF_DIR = _conf_dir()
 
 
+_added: list[Path] = []  # directories of the user's own, see `add_directory`
+
+
+def add_directory(path: Path) -> None:
+    """Let names be found below `path` as well, a directory laid out like `conf/`: what ``--config-dir`` names."""
+    if path.resolve() not in (CONF_DIR, *_added):
+        _added.append(path.resolve())
+
+
+def files(group: str) -> dict[str, Path]:
+    """The file of every name of a configuration group, e.g. ``files("method")``; nested names as ``tiny/llama``.
+
+    Raises:
+        UserError: a directory of the user's own has a name that `conf/` has too.
+    """
+    found: dict[str, Path] = {}
+    for directory in (CONF_DIR, *_added):
+        root = directory / group
+        for path in sorted(root.rglob("*.yaml")):
+            name = path.relative_to(root).with_suffix("").as_posix()
+            if name in found:
+                raise UserError(f"two files are the {group} {name!r}, {found[name]} and {path}: rename the second")
+            found[name] = path
+    return found
+
+
 def names(group: str) -> list[str]:
     """Every name of a configuration group, e.g. ``names("method")``; nested ones as ``tiny/llama``."""
-    root = CONF_DIR / group
-    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+    return sorted(files(group))
 
 
 def read(group: str, name: str) -> dict[str, Any]:
@@ -42,10 +67,45 @@ def read(group: str, name: str) -> dict[str, Any]:
     Raises:
         UserError: there is no such file; the message names the nearest one.
     """
-    if name not in names(group):
-        raise unknown(group, name, names(group))
-    node = yaml.safe_load((CONF_DIR / group / f"{name}.yaml").read_text(encoding="utf-8"))
+    known = files(group)
+    if name not in known:
+        raise unknown(group, name, known)
+    node = yaml.safe_load(known[name].read_text(encoding="utf-8"))
     return dict(node or {})
+
+
+def target_class(path: str, what: str) -> type[Any]:
+    """The class of a dotted path, e.g. ``package.module.Class``.
+
+    Raises:
+        UserError: there is no such module or class, or importing it fails.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(import_module(module), name)
+    except AttributeError as error:
+        classes = [key for key, value in vars(import_module(module)).items() if isinstance(value, type)]
+        raise unknown(f"class in {module}", name, classes) from error
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"_target_ {path} of a {what}: there is no module {error.name!r}: install its package or correct the path"
+        ) from error
+    except UserError:
+        raise
+    except Exception as error:  # whatever the module does when it is imported
+        reason = (str(error).strip().splitlines() or [""])[0][:160]
+        raise UserError(
+            f"_target_ {path} of a {what}: importing {module} failed ({type(error).__name__}: {reason}): mend it first"
+        ) from error
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+        raise UserError(f"_target_ {path} of a {what} is no dataclass: its fields are what can be configured")
+    return found
+
+
+def path_of(thing: object) -> str:
+    """The dotted path of a class, or of the class of an object."""
+    cls = thing if isinstance(thing, type) else type(thing)
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def build(node: Mapping[str, Any] | DictConfig, what: str, **overrides: Any) -> Any:
@@ -57,14 +117,14 @@ def build(node: Mapping[str, Any] | DictConfig, what: str, **overrides: Any) -> 
         overrides: fields that replace those of the node.
 
     Raises:
-        UserError: no ``_target_``, a field the dataclass does not have, or a value its validation refuses.
+        UserError: no ``_target_`` or one that is not there, a field the dataclass does not have, or a value its
+            validation refuses.
     """
     fields = plain(node) | overrides
     target = fields.pop("_target_", None)
     if not target:
         raise UserError(f"the {what} configuration has no _target_: choose one of conf/{what}/")
-    module, _, name = str(target).rpartition(".")
-    cls = getattr(import_module(module), name)
+    cls = target_class(str(target), what)
     known = {field.name for field in dataclasses.fields(cls) if field.init}
     for key in fields:
         if key not in known:

@@ -18,11 +18,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvgauge import artifacts
 from kvgauge.configuration import digest, plain
+from kvgauge.contract import fitting
 from kvgauge.contract.fitted import Fitted
+from kvgauge.contract.identity import config, fit_version, method_version
 from kvgauge.contract.method import Method
 from kvgauge.fingerprint import code_version
 from kvgauge.kernels.cpu.library import available
 from kvgauge.models.identity import model_fingerprint
+
+PROJECTIONS = "projections.safetensors"  # the file of a fit
 
 # Whatever the method, these make an answer: the loops around its cache, and what a model is given.
 ANSWERING = ("kvgauge.evaluation.answering", "kvgauge.models.attaching")
@@ -74,9 +78,21 @@ def fit_config(
     """Identity of fitted projections."""
     return {
         "moments": digest(moments_config(cfg, model, tokenizer)),
-        "fit": method.fitter.fit_config(),
-        "code": method.fitter.fit_code_version(),
+        "fit": fitting.fit_config(method),
+        "code": fit_version(method),
     }
+
+
+def fit_directory(
+    cfg: DictConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, method: Method, root: str | Path
+) -> Path:
+    """Where the projections of a method that learns stand below an artifacts directory.
+
+    Raises:
+        UserError: they were not fitted yet.
+    """
+    wanted = fit_config(cfg, model, tokenizer, method)
+    return artifacts.find(root, "fit", wanted, fitting.fit_command(method))
 
 
 def load_fit(
@@ -87,11 +103,9 @@ def load_fit(
     Raises:
         UserError: they were not fitted yet.
     """
-    if not method.learns:
+    if not fitting.learns(method):
         return None
-    wanted = fit_config(cfg, model, tokenizer, method)
-    directory = artifacts.find(cfg.artifacts, "fit", wanted, method.fitter.fit_command)
-    return Fitted.load(directory / "projections.safetensors")
+    return Fitted.load(fit_directory(cfg, model, tokenizer, method, cfg.artifacts) / PROJECTIONS)
 
 
 def merge_config(
@@ -103,9 +117,9 @@ def merge_config(
         "fidelity": plain(cfg.fidelity),
         "budgets": plain(cfg.budgets),
         "model": model_fingerprint(model),
-        "method": method.config(),
-        "code": [method.code_version(), code_version("kvgauge.measure.fidelity")],
-        "fit": digest(fit_config(cfg, model, tokenizer, method)) if method.learns else None,
+        "method": config(method),
+        "code": [method_version(method), code_version("kvgauge.measure.fidelity")],
+        "fit": digest(fit_config(cfg, model, tokenizer, method)) if fitting.learns(method) else None,
     }
 
 
@@ -123,8 +137,8 @@ def cell_config(
     """
     return {
         "model": model_fingerprint(model),
-        "method": method.config(),
-        "code": method.code_version(),
+        "method": config(method),
+        "code": method_version(method),
         "decoding": code_version(*ANSWERING),
         "fit": fit_fingerprint,
         "compress_at": compress_at,

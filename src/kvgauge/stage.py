@@ -55,6 +55,9 @@ def _guarded(run: Callable[[DictConfig], object]) -> Callable[[DictConfig], obje
 
     @functools.wraps(run)
     def guarded(cfg: DictConfig) -> object:
+        for source in HydraConfig.get().runtime.config_sources:
+            if source.schema == "file":
+                configuration.add_directory(Path(source.path))
         try:
             return run(cfg)
         except UserError as error:

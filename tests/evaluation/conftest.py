@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import kvgauge
+from kvgauge.contract.fitting import learns
 from kvgauge.evaluation.cell import Cell
 from kvgauge.prompts.samples import Sample
 
@@ -33,7 +34,7 @@ def moments(tiny: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> kvgauge.Mo
 def make_cell(tiny: tuple[PreTrainedModel, PreTrainedTokenizerBase], moments: kvgauge.Moments) -> CellMaker:
     def make(name: str, compress_at: str = "context", **overrides: Any) -> Cell:
         method = kvgauge.build_method(name, **overrides)
-        fitted = method.fit(moments, tiny[0]) if method.learns else None
+        fitted = method.fit(moments, tiny[0]) if learns(method) else None
         return Cell(method, compress_at, fitted, {"label": method.label, "compress_at": compress_at, **overrides})
 
     return make

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import kvgauge
+from kvgauge.contract.fitting import learns
 from kvgauge.evaluation.answering import Answerer
 from kvgauge.evaluation.cell import Cell
 from kvgauge.evaluation.decoding import greedy, prefill
@@ -109,7 +110,7 @@ def test_latents_of_mla(name: str, options: dict[str, Any]) -> None:
     model, _ = kvgauge.load_model("tiny/deepseek_v2")
     ids = torch.randint(3, 259, (2, 128), generator=torch.Generator().manual_seed(0))
     method = kvgauge.build_method(name, **options)
-    fitted = method.fit(kvgauge.collect(model, [ids]), model) if method.learns else None
+    fitted = method.fit(kvgauge.collect(model, [ids]), model) if learns(method) else None
     cell = Cell(method, "context", fitted)
     cache, logits = compressed(model, cell)
     wanted = greedy(model, logits, cache, NEW, ())

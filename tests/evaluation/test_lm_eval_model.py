@@ -109,7 +109,7 @@ def test_at_low_rank_the_compressed_cache_is_what_answers(
 def test_bad_arguments_end_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="tail is 0"):
         KVGaugeLM("tiny/llama", method="full", tail=0)
-    with pytest.raises(UserError, match=r"python -m pipelines\.fit method=ksvd"):
+    with pytest.raises(UserError, match=r"kvgauge fit method=ksvd"):
         KVGaugeLM("tiny/llama", method="ksvd", artifacts=str(tmp_path))
     with pytest.raises(UserError, match="did you mean 'budget'"):
         KVGaugeLM("tiny/llama", method="ksvd", method_bugdet=0.5)

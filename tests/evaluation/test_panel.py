@@ -81,7 +81,7 @@ def test_the_moment_of_compression_tells_cells_apart(tiny: Tiny) -> None:
 
 def test_missing_projections_name_the_command(tiny: Tiny, tmp_path: Path) -> None:
     cfg = config(None, artifacts=str(tmp_path))
-    with pytest.raises(UserError, match=r"python -m pipelines\.fit method=ksvd"):
+    with pytest.raises(UserError, match=r"kvgauge fit method=ksvd"):
         cells(cfg, *tiny, settings(cfg))
 
 

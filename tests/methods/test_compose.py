@@ -7,6 +7,9 @@ import torch
 
 import kvgauge
 from kvgauge.architecture.facts import model_facts
+from kvgauge.contract.budget import reference_nbytes
+from kvgauge.contract.fitting import fit_config, learns
+from kvgauge.contract.identity import config, fit_version, method_version
 from kvgauge.errors import UserError
 from kvgauge.kernels.cpu import operators
 from kvgauge.methods.exact.full import Full
@@ -63,7 +66,7 @@ def test_measured_bytes_are_just_below_the_budget(name, tiny, fit, tokens):
     members, budget = COMPOSITIONS[name]
     method, model = build(*members, budget=budget), tiny("tiny/llama")
     cache = context_cache(method, model, fit(method, "tiny/llama"), tokens(1, CONTEXT))
-    full = method.reference_nbytes(model_facts(model), CONTEXT)
+    full = reference_nbytes(method, model_facts(model), CONTEXT)
     assert 0.94 * budget < cache.nbytes() / full <= budget
     assert sum(cache.nbytes_by_part().values()) == cache.nbytes()
 
@@ -74,14 +77,14 @@ def test_bytes_are_foretold_exactly(name, tiny, fit, tokens):
     method, model = build(*members, budget=budget), tiny("tiny/llama")
     facts, fitted = model_facts(model), fit(method, "tiny/llama")
     cache = context_cache(method, model, fitted, tokens(1, CONTEXT))
-    foretold = method.nbytes(method.sized(facts, fitted, CONTEXT), facts, fitted, CONTEXT)
+    foretold = method.nbytes(facts, fitted, CONTEXT)
     assert cache.nbytes() == foretold
 
 
 def test_sixteen_bits_are_the_reference(tiny, fit, tokens):
     model = tiny("tiny/llama")  # in float32
-    assert build("full", "int4").reference_nbytes(model_facts(model), 100) == kvgauge.full_nbytes(model, 100) // 2
-    assert build("kqsvd").reference_nbytes(model_facts(model), 100) == kvgauge.full_nbytes(model, 100)
+    assert reference_nbytes(build("full", "int4"), model_facts(model), 100) == kvgauge.full_nbytes(model, 100) // 2
+    assert reference_nbytes(build("kqsvd"), model_facts(model), 100) == kvgauge.full_nbytes(model, 100)
 
 
 @pytest.mark.parametrize("axis", [None, "token", "channel"])
@@ -98,7 +101,7 @@ def test_errors_fall_with_the_bits(axis, tiny, tokens):
 def test_members_at_full_size_are_the_model(members, tiny, fit, tokens):
     model, ids, question = tiny("tiny/llama"), tokens(1, CONTEXT, seed=1), tokens(1, 20, seed=2)
     method = build(*members, "int4").lossless(model_facts(model))
-    assert method.reference_bits is None and method.members.quantizer is None
+    assert method.needs.reference_bits is None and method.members.quantizer is None
     actual = answer(method, model, fit(method, "tiny/llama"), ids, question)
     assert relative(actual, answer(Full(), model, None, ids, question)) < 1e-4
 
@@ -236,27 +239,27 @@ def test_merged_entries_are_projected_at_their_positions(tiny, fit, tokens):
 def test_the_fit_of_the_projector_serves_the_whole(tiny, moments):
     model = tiny("tiny/llama")
     alone, whole = kvgauge.build_method("kqsvd"), build(SLIM, "kqsvd", "int4")
-    assert whole.learns and whole.fit_config() == alone.fit_config()
-    assert whole.fitter.fit_code_version() == alone.fit_code_version()
+    assert learns(whole) and fit_config(whole) == fit_config(alone)
+    assert fit_version(whole) == fit_version(alone)
     whole.new_cache(model, alone.fit(moments("tiny/llama"), model))
-    assert not build(XKV, "int4").learns
-    with pytest.raises(UserError, match=r"pipelines\.fit method=kqsvd"):
+    assert not learns(build(XKV, "int4"))
+    with pytest.raises(UserError, match="kvgauge fit method=kqsvd"):
         whole.new_cache(model, None)
 
 
 def test_a_prefill_is_shared_unless_tokens_merge():
-    assert build("kqsvd", "int4").exact_prefill
-    assert not build(SLIM, "int4").exact_prefill
-    assert not build({"method": "kqsvd", "compress_prefill": True}).exact_prefill
+    assert build("kqsvd", "int4").needs.exact_prefill
+    assert not build(SLIM, "int4").needs.exact_prefill
+    assert not build({"method": "kqsvd", "compress_prefill": True}).needs.exact_prefill
 
 
 def test_its_configuration_builds_it_again():
     method = build({**SLIM, "budget": 0.5}, "kqsvd", {"bits": 3, "group": 32}, budget=0.1)
-    again = kvgauge.build_method("compose", **method.config())
-    assert again.config() == method.config() and again.code_version() == method.code_version()
+    again = kvgauge.build_method("compose", **config(method))
+    assert config(again) == config(method) and method_version(again) == method_version(method)
     assert [member.free for member in again.members.methods] == [False, True]
     other = build({**SLIM, "budget": 0.5}, "ksvd", {"bits": 3, "group": 32}, budget=0.1)
-    assert other.config() != method.config() and other.code_version() != method.code_version()
+    assert config(other) != config(method) and method_version(other) != method_version(method)
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from kvgauge import configuration
 from kvgauge.errors import UserError
-from kvgauge.methods.quantizers import NAMES, Quantizer
+from kvgauge.methods.quantizers import UniformQuantizer
 from kvgauge.store.storage import QuantizedStorage
 
 
 @pytest.mark.parametrize("name", ["int8", "int4", "int3", "int2"])
 def test_a_name_is_a_number_of_bits(name):
-    quantizer = Quantizer(bits=NAMES[name])
+    quantizer = configuration.build(configuration.read("quantizer", name), "quantiser")
     assert quantizer.label == name
     assert quantizer.storage() == QuantizedStorage(int(name[3:]))
     assert quantizer.storage().reference_bits == 16
@@ -29,5 +30,5 @@ def test_a_name_is_a_number_of_bits(name):
 )
 def test_bad_values_are_one_line(fields, message):
     with pytest.raises(UserError, match=message) as refusal:
-        Quantizer(**fields)
+        UniformQuantizer(**fields)
     assert "\n" not in str(refusal.value)

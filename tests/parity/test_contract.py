@@ -7,6 +7,7 @@ import torch
 
 import kvgauge
 from kvgauge.architecture.facts import model_facts
+from kvgauge.contract.roles import lossless_of
 
 CONTEXT = 64
 METHODS = kvgauge.list_methods()
@@ -14,11 +15,11 @@ METHODS = kvgauge.list_methods()
 
 def gentlest(name, model):
     """The setting that loses nothing, or the method as it comes where there is none."""
-    return kvgauge.build_method(name).lossless(model_facts(model)) or kvgauge.build_method(name)
+    return lossless_of(kvgauge.build_method(name), model_facts(model)) or kvgauge.build_method(name)
 
 
 def always_loses(name):
-    return kvgauge.build_method(name).lossless(model_facts(kvgauge.load_model("tiny/llama")[0])) is None
+    return lossless_of(kvgauge.build_method(name), model_facts(kvgauge.load_model("tiny/llama")[0])) is None
 
 
 def filled(name, tiny, fit, ids):

@@ -7,6 +7,7 @@ import torch
 
 import kvgauge
 from kvgauge.architecture.facts import full_nbytes, model_facts
+from kvgauge.contract.roles import lossless_of
 
 TEXT = "The committee met on Tuesday. It heard three reports, adopted two of them and sent the third one back. " * 12
 CONTEXT = 160
@@ -25,7 +26,7 @@ def embedded():
 @pytest.mark.parametrize("name", kvgauge.list_methods())
 def test_lossless_settings_give_the_model_s_logits(name, embedded):
     model, ids, moments, expected = embedded
-    lossless = kvgauge.build_method(name).lossless(model_facts(model))
+    lossless = lossless_of(kvgauge.build_method(name), model_facts(model))
     method = lossless or kvgauge.build_method(name)
     cache = method.new_cache(model, method.fit(moments, model))
     cache.expect(CONTEXT)

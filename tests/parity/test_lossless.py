@@ -8,19 +8,21 @@ import torch
 import kvgauge
 from kvgauge import configuration
 from kvgauge.architecture.facts import model_facts
+from kvgauge.contract.roles import lossless_of
+from kvgauge.testing import check_lossless, padded_and_alone, relative_error
 
 ARCHITECTURES = [name for name in configuration.names("model") if name.startswith("tiny/")]
-CONTEXT, QUESTION = 96, 11
+CONTEXT = 96
 # Methods with a setting that loses nothing; the others return None and are compared with themselves.
 LOSSLESS = [
     name
     for name in kvgauge.list_methods()
-    if kvgauge.build_method(name).lossless(model_facts(kvgauge.load_model("tiny/llama")[0])) is not None
+    if lossless_of(kvgauge.build_method(name), model_facts(kvgauge.load_model("tiny/llama")[0])) is not None
 ]
 
 
 def lossless(name, model_name, tiny, fit):
-    method = kvgauge.build_method(name).lossless(model_facts(tiny(model_name)))
+    method = lossless_of(kvgauge.build_method(name), model_facts(tiny(model_name)))
     assert method is not None, f"{name} has no lossless setting"
     return method, fit(method, model_name)
 
@@ -43,73 +45,24 @@ def supported(name, model_name, tiny, fit):
     return method, fitted
 
 
-def relative(actual, expected):
-    return float((actual - expected).norm() / expected.norm())
-
-
 @pytest.mark.parametrize("model_name", ARCHITECTURES)
 @pytest.mark.parametrize("name", LOSSLESS)
-def test_logits_of_the_uncompressed_model(name, model_name, tiny, fit, tokens):
+def test_logits_of_the_uncompressed_model(name, model_name, tiny, fit):
     known = supported(name, model_name, tiny, fit)
-    if known is None:
-        return
-    method, fitted = known
-    model = tiny(model_name)
-    ids = tokens(2, CONTEXT + QUESTION, seed=3)
-    with torch.no_grad():
-        expected = model(ids).logits[:, CONTEXT:]
-        cache = new_cache(method, fitted, model)
-        for part in ids[:, :CONTEXT].split(40, dim=1):  # a chunked prefill
-            model(part, past_key_values=cache)
-        cache.compress()
-        asked = model(ids[:, CONTEXT:-1], past_key_values=cache).logits
-        decoded = model(ids[:, -1:], past_key_values=cache).logits
-    assert relative(torch.cat([asked, decoded], dim=1), expected) < 1e-4
-    assert cache.get_seq_length() == CONTEXT + QUESTION
-    assert cache.compressed
-
-
-def padded_and_alone(method, fitted, model, tokens):
-    """Logits of a question behind two contexts, the second 17 tokens shorter: as one padded batch, and one by one."""
-    long, short = tokens(1, CONTEXT, seed=4), tokens(1, CONTEXT - 17, seed=5)
-    question = tokens(1, QUESTION, seed=6)
-
-    def alone(context):
-        cache = method.new_cache(model, fitted)
-        cache.expect(context.shape[1])
-        model(context, past_key_values=cache)
-        cache.compress()
-        return model(question, past_key_values=cache).logits[0]
-
-    padding = torch.zeros(1, 17, dtype=torch.long)
-    batch = torch.cat([long, torch.cat([padding, short], dim=1)])
-    mask = torch.ones(2, CONTEXT, dtype=torch.long)
-    mask[1, :17] = 0
-    with torch.no_grad():
-        expected = torch.stack([alone(long), alone(short)])
-        cache = method.new_cache(model, fitted)
-        cache.expect(CONTEXT, [0, 17])
-        positions = (mask.cumsum(1) - 1).clamp_min(0)
-        model(batch, attention_mask=mask, position_ids=positions, past_key_values=cache)
-        cache.compress()
-        longer = torch.cat([mask, torch.ones(2, QUESTION, dtype=torch.long)], dim=1)
-        positions = (longer.cumsum(1) - 1)[:, -QUESTION:]
-        actual = model(
-            question.expand(2, -1), attention_mask=longer, position_ids=positions, past_key_values=cache
-        ).logits
-    return actual, expected
+    if known is not None:
+        assert check_lossless(kvgauge.build_method(name), tiny(model_name), known[1])
 
 
 @pytest.mark.parametrize("model_name", ["tiny/llama", "tiny/qwen3"])
 @pytest.mark.parametrize("name", kvgauge.list_methods())
-def test_left_padding_changes_nothing(name, model_name, tiny, fit, tokens):
+def test_left_padding_changes_nothing(name, model_name, tiny, fit):
     method = kvgauge.build_method(name)
     method = method if name == "full" else kvgauge.build_method(name, budget=0.8)
-    actual, expected = padded_and_alone(method, fit(method, model_name), tiny(model_name), tokens)
+    actual, expected = padded_and_alone(method, tiny(model_name), fit(method, model_name))
     if per_row_budget(name):
-        assert relative(actual, expected) < 1e-4
+        assert relative_error(actual, expected) < 1e-4
     else:  # a budget of the batch's length buys the shorter row a little more
-        assert relative(actual[0], expected[0]) < 1e-4
+        assert relative_error(actual[0], expected[0]) < 1e-4
 
 
 # Sizes that do not depend on the length of the context, for the methods whose budgets do.
@@ -125,14 +78,14 @@ OWN_SIZES = {
 
 
 @pytest.mark.parametrize("name", OWN_SIZES)
-def test_left_padding_changes_no_row_of_a_method_with_a_size_of_its_own(name, tiny, fit, tokens):
+def test_left_padding_changes_no_row_of_a_method_with_a_size_of_its_own(name, tiny, fit):
     method = kvgauge.build_method(name, **OWN_SIZES[name])
-    actual, expected = padded_and_alone(method, fit(method, "tiny/llama"), tiny("tiny/llama"), tokens)
+    actual, expected = padded_and_alone(method, tiny("tiny/llama"), fit(method, "tiny/llama"))
     exact = kvgauge.build_method("full")
-    whole, _ = padded_and_alone(exact, None, tiny("tiny/llama"), tokens)
-    assert relative(actual, whole) > 1e-3, "nothing was compressed"
-    assert relative(actual[0], expected[0]) < 1e-3
-    assert relative(actual[1], expected[1]) < 1e-3
+    whole, _ = padded_and_alone(exact, tiny("tiny/llama"), None)
+    assert relative_error(actual, whole) > 1e-3, "nothing was compressed"
+    assert relative_error(actual[0], expected[0]) < 1e-3
+    assert relative_error(actual[1], expected[1]) < 1e-3
 
 
 def per_row_budget(name):

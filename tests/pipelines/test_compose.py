@@ -36,7 +36,7 @@ def rows_of(directory):
 def test_the_fit_of_the_projector_is_found(tmp_path):
     run("prepare", tmp_path)
     run("collect", tmp_path)
-    with pytest.raises(UserError, match=r"python -m pipelines\.fit method=kqsvd"):
+    with pytest.raises(UserError, match=r"kvgauge fit method=kqsvd"):
         run("evaluate", tmp_path, "method=compose", "method.compose=[kqsvd,int4]", "out=early")
     run("fit", tmp_path, "method=kqsvd")
     run("evaluate", tmp_path, "method=compose", "method.compose=[kqsvd,int4]", "method.budget=0.25", "out=alone")

@@ -116,5 +116,5 @@ def test_a_grid_beyond_the_memory_is_refused_before_it_starts(root: Path) -> Non
 
 
 def test_a_missing_fit_is_named(tmp_path: Path) -> None:
-    with pytest.raises(kvgauge.UserError, match=r"python -m pipelines\.fit method=kqsvd"):
+    with pytest.raises(kvgauge.UserError, match=r"kvgauge fit method=kqsvd"):
         run(config(tmp_path))

@@ -1,10 +1,13 @@
-"""What a method must offer to take part in a composition: see `kvgauge.methods.compose`."""
+"""What a method may offer beyond the contract: a setting that loses nothing, parts, a place in a composition.
+
+Compositions are in `kvgauge.methods.compose`.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
@@ -17,12 +20,81 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from kvgauge.architecture.facts import ModelFacts
+    from kvgauge.contract.method import Method
+
+
+class Lossless(ABC):
+    """Has a setting whose cache gives the uncompressed model's logits: the parity gate."""
+
+    @abstractmethod
+    def lossless(self, facts: ModelFacts) -> Method | None:
+        """This method at full rank or full size; None for a composition with a part that always loses."""
+
+
+def lossless_of(method: Method, facts: ModelFacts) -> Method | None:
+    """The method at its lossless setting; None for one that loses at every setting."""
+    return method.lossless(facts) if isinstance(method, Lossless) else None
+
+
+class Composite(ABC):
+    """Made of other methods."""
+
+    @property
+    @abstractmethod
+    def parts(self) -> Sequence[Method]:
+        """The methods, in the order in which they work; the code of each is part of this one's."""
+
+    @property
+    @abstractmethod
+    def fitter(self) -> Method:
+        """The part whose `Method.fit` serves the whole."""
+
+
+def fitter_of(method: Method) -> Method:
+    """The method whose fit serves `method`: itself, or a part of it."""
+    return fitter_of(method.fitter) if isinstance(method, Composite) else method
+
+
+class Quantizer(ABC):
+    """Keeps numbers in few bits; a budget picks how many, out of a handful.
+
+    Attributes:
+        bits: given by the user; None leaves them to the budget.
+    """
+
+    bits: int | None
+
+    @property
+    @abstractmethod
+    def bit_choices(self) -> tuple[int, ...]:
+        """Numbers of bits that there is a form for, ascending."""
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """What it is called in a table."""
+
+
+class StorageQuantizer(Quantizer):
+    """A `Quantizer` of whatever numbers others hand it: the last member of a composition."""
+
+    @abstractmethod
+    def storage(self) -> Storage:
+        """What keeps numbers like this.
+
+        Raises:
+            UserError: no number of bits was given.
+        """
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """The fields as JSON-like data."""
 
 
 class Projector(ABC):
     """Decides what is stored of every token, and leaves to a `Storage` how.
 
-    In front of `Method` among the bases it provides `Method.new_cache`.
+    In front of `Method` among the bases it provides `Method.new_cache` and `Method.nbytes`.
     """
 
     def new_cache(
@@ -30,6 +102,10 @@ class Projector(ABC):
     ) -> KVCache:
         """As `Method.new_cache`, with every number in the model's dtype."""
         return self.stored_cache(model, fitted, EXACT, lambda tokens: self, context_length=context_length)
+
+    def nbytes(self, facts: ModelFacts, fitted: Fitted | None, tokens: int) -> int:
+        """As `Method.nbytes`, with every number in the model's dtype."""
+        return self.stored_nbytes(facts, fitted, EXACT, tokens)
 
     @abstractmethod
     def stored_cache(

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvgauge.architecture.facts import model_facts
+from kvgauge.contract.budget import reference_nbytes
 from kvgauge.evaluation.cell import Cell
 from kvgauge.evaluation.decoding import greedy_batch, prefill, stop_tokens
 from kvgauge.evaluation.drafting import Drafts, greedy_drafted
@@ -175,7 +176,7 @@ class Answerer:
     def _measure(self, cell: Cell, cache: KVCache, batch: Batch) -> list[dict[str, Any]]:
         """Bytes and the proof that the compression happened, for each sequence."""
         width = batch.width(cell.compress_at)
-        full = cell.method.reference_nbytes(model_facts(self.model), width)
+        full = reference_nbytes(cell.method, model_facts(self.model), width)
         nbytes = _share(cache.nbytes(), batch.size)
         if cache.compressed_tokens != width:
             raise RuntimeError(f"{cell.label} compressed {cache.compressed_tokens} of {width} tokens")

@@ -8,7 +8,7 @@ from typing import Any
 
 from kvgauge.configuration import digest
 from kvgauge.contract.fitted import Fitted
-from kvgauge.contract.method import Method
+from kvgauge.contract.method import Method, budget_in_force
 
 
 @dataclass(frozen=True)
@@ -38,4 +38,4 @@ class Cell:
     @property
     def budget(self) -> float | None:
         """The budget in force; None where explicit ranks or entry counts override it, as the label then tells."""
-        return self.method.budget if self.method.budgeted else None
+        return budget_in_force(self.method)

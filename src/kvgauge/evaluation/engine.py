@@ -49,7 +49,7 @@ class Engine:
     ) -> None:
         self.answerer, self.encoder, self.store, self.watcher = answerer, encoder, store, watcher
         # The shared prefill grows from the context to the whole prompt, so the cells go in that order.
-        self.cells = sorted(cells, key=lambda cell: (not cell.method.exact_prefill, cell.compress_at == "prompt"))
+        self.cells = sorted(cells, key=lambda cell: (not cell.method.needs.exact_prefill, cell.compress_at == "prompt"))
 
     def run(self, units: Sequence[Unit]) -> None:
         """Answer what is not stored yet.
@@ -67,11 +67,11 @@ class Engine:
         batch, cut = self.encoder.batch(unit)
         drafts = self.answerer.drafts(batch)
         exact: ExactPrefill | None = None
-        inputs = any(cell.method.exact_prefill and cell.method.sees_inputs for cell in waiting)
+        inputs = any(cell.method.needs.exact_prefill and cell.method.needs.sees_inputs for cell in waiting)
         for cell in waiting:
             if not missing(unit, [cell], self.store):
                 continue  # another run has stored it meanwhile
-            if cell.method.exact_prefill:
+            if cell.method.needs.exact_prefill:
                 exact = self._exact(exact, cell, batch, inputs)
                 answers = self.answerer.answer(cell, batch, exact, drafts)
             else:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from kvgauge.architecture.facts import ModelFacts, model_facts
 from kvgauge.attend.attention import SCORE_BLOCK_BYTES
+from kvgauge.contract.budget import reference_nbytes
 from kvgauge.evaluation.cell import Cell
 from kvgauge.evaluation.decoding import PREFILL_CHUNK, greedy, prefill
 from kvgauge.evaluation.engine import missing
@@ -129,8 +130,8 @@ def estimate(
         batch, _ = encoder.batch(unit)
         width = batch.width("prompt")
         widest = max(widest, width * batch.size)
-        prefills = any(cell.method.exact_prefill for cell in waiting) + sum(
-            not cell.method.exact_prefill for cell in waiting
+        prefills = any(cell.method.needs.exact_prefill for cell in waiting) + sum(
+            not cell.method.needs.exact_prefill for cell in waiting
         )
         prefill_s += prefills * batch.size * _prefill_flops(model, width) / speed.flops
         steps = sum(max(limits) for limits in batch.max_new_tokens)
@@ -173,7 +174,7 @@ def describe(known: Sequence[CellState], left: Estimate | None) -> str:
 
 
 def _cached_nbytes(facts: ModelFacts, cell: Cell, tokens: int) -> int:
-    return int(cell.method.reference_nbytes(facts, tokens) * (cell.budget or 1.0))
+    return int(reference_nbytes(cell.method, facts, tokens) * (cell.budget or 1.0))
 
 
 def _prefill_flops(model: PreTrainedModel, tokens: int) -> float:

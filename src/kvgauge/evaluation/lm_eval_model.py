@@ -22,8 +22,9 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
-from kvgauge import artifacts, configuration
+from kvgauge import configuration
 from kvgauge.contract.fitted import Fitted
+from kvgauge.contract.fitting import learns
 from kvgauge.contract.method import Method
 from kvgauge.errors import UserError
 from kvgauge.evaluation.decoding import prefill
@@ -31,7 +32,7 @@ from kvgauge.layers.cache import KVCache
 from kvgauge.methods.exact.full import Full
 from kvgauge.methods.registry import build_method
 from kvgauge.models.loading import load_model
-from kvgauge.provenance import fit_config
+from kvgauge.provenance import PROJECTIONS, fit_directory
 
 _METHOD_PREFIX = "method_"
 _TokenRequest = tuple[tuple[str, str], list[int], list[int]]
@@ -86,13 +87,11 @@ class KVGaugeLM(HFLM):
         self.fitted = self._fitted(fitted, Path(artifacts), corpus)
 
     def _fitted(self, path: str | None, root: Path, corpus: str) -> Fitted | None:
-        if not self.method.learns:
+        if not learns(self.method):
             return None
         if path is None:
             cfg = OmegaConf.create({"corpus": configuration.read("corpus", corpus)})
-            wanted = fit_config(cfg, self.model, self.tokenizer, self.method)
-            command = self.method.fitter.fit_command
-            path = str(artifacts.find(root, "fit", wanted, command) / "projections.safetensors")
+            path = str(fit_directory(cfg, self.model, self.tokenizer, self.method, root) / PROJECTIONS)
         return Fitted.load(Path(path))
 
     def compressed_cache(self, context: Tensor, mask: Tensor | None = None) -> KVCache:
@@ -103,7 +102,7 @@ class KVGaugeLM(HFLM):
             mask: (batch, tokens), False on padding; None where nothing is padded.
         """
         cache = self.method.new_cache(self.model, self.fitted)
-        if self.method.exact_prefill and not self.method.sees_inputs:
+        if self.method.needs.exact_prefill and not self.method.needs.sees_inputs:
             cache.adopt(self._exact_cache(context, mask))
         else:
             cache.expect(context.shape[1])

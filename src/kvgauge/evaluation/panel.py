@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import DictConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kvgauge import artifacts, configuration
+from kvgauge import configuration
 from kvgauge.configuration import digest, plain
 from kvgauge.contract.fitted import Fitted
+from kvgauge.contract.fitting import learns
 from kvgauge.contract.method import Method
 from kvgauge.errors import UserError, unknown
 from kvgauge.evaluation.cell import Cell
-from kvgauge.methods.registry import build_method
-from kvgauge.provenance import cell_config, fit_config, tokenizer_fingerprint
+from kvgauge.methods.registry import as_method, build_method
+from kvgauge.provenance import cell_config, fit_config, load_fit, tokenizer_fingerprint
 
 COMPRESS_AT = ("context", "prompt")
 PANELS = "panels"  # the folder of conf/ with saved panels
@@ -43,9 +43,9 @@ def settings(cfg: DictConfig) -> list[Setting]:
     """
     panel = plain(cfg.panel)
     if panel is None:
-        method: Method = configuration.build(cfg.method, "method")
+        method = as_method(configuration.build(cfg.method, "method"))
         budgets = plain(cfg.budgets) or [method.budget]
-        return [Setting(replace(method, budget=budget), _moment(cfg.compress_at)) for budget in budgets]
+        return [Setting(method.sized(budget), _moment(cfg.compress_at)) for budget in budgets]
     if isinstance(panel, str):
         panel = configuration.read(PANELS, panel).get("cells")
     if not panel:
@@ -56,10 +56,11 @@ def settings(cfg: DictConfig) -> list[Setting]:
 
 
 def _setting(entry: Any, compress_at: str) -> Setting:
-    if not isinstance(entry, Mapping) or not isinstance(entry.get("method"), str):
+    name = (entry.get("method") or entry.get("_target_")) if isinstance(entry, Mapping) else None
+    if not isinstance(name, str):
         raise UserError(f"a cell of a panel needs a method, e.g. {{method: ksvd, budget: 0.5}}, not {entry!r}")
-    overrides = {key: value for key, value in entry.items() if key not in ("method", "compress_at")}
-    return Setting(build_method(entry["method"], **overrides), _moment(entry.get("compress_at", compress_at)))
+    overrides = {key: value for key, value in entry.items() if key not in ("method", "_target_", "compress_at")}
+    return Setting(build_method(name, **overrides), _moment(entry.get("compress_at", compress_at)))
 
 
 def _moment(compress_at: str) -> str:
@@ -86,19 +87,16 @@ def cells(
     Raises:
         UserError: projections that were not fitted yet, or two cells that are the same.
     """
-    loaded: dict[Path, Fitted] = {}
+    loaded: dict[str, Fitted | None] = {}
     found: dict[str, Cell] = {}
     tokens = tokenizer_fingerprint(tokenizer)
     for setting in chosen:
         method, fitted, fingerprint = setting.method, None, None
-        if method.learns:
-            wanted = fit_config(cfg, model, tokenizer, method)
-            fingerprint = digest(wanted)
-            command = method.fitter.fit_command
-            directory = artifacts.find(Path(cfg.artifacts), "fit", wanted, command)
-            if directory not in loaded:
-                loaded[directory] = Fitted.load(directory / "projections.safetensors")
-            fitted = loaded[directory]
+        if learns(method):
+            fingerprint = digest(fit_config(cfg, model, tokenizer, method))
+            if fingerprint not in loaded:
+                loaded[fingerprint] = load_fit(cfg, model, tokenizer, method)
+            fitted = loaded[fingerprint]
         config = cell_config(model, method, fingerprint, setting.compress_at, tokenizer=tokens, **more)
         cell = Cell(method, setting.compress_at, fitted, config)
         if cell.fingerprint in found:

@@ -19,6 +19,7 @@ from kvgauge.architecture.facts import model_facts, output_weight
 from kvgauge.architecture.rotary import Rotary
 from kvgauge.attend.attention import causal_mask
 from kvgauge.calibration.collecting import second_moment
+from kvgauge.contract.budget import reference_nbytes
 from kvgauge.contract.fitted import Fitted
 from kvgauge.contract.method import Method
 from kvgauge.errors import UserError
@@ -262,6 +263,6 @@ def model_fidelity(
         perplexity=float((-after[:-1].gather(-1, targets)).mean().exp()),
         perplexity_full=float((-exact[:-1].gather(-1, targets)).mean().exp()),
         nbytes=nbytes,
-        full_nbytes=method.reference_nbytes(model_facts(model), context.shape[1]),
+        full_nbytes=reference_nbytes(method, model_facts(model), context.shape[1]),
         nbytes_by_part=parts,
     )

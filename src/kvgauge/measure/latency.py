@@ -30,6 +30,7 @@ from kvgauge import configuration
 from kvgauge.architecture.facts import model_facts
 from kvgauge.attend.attention import exact_attention
 from kvgauge.contract.fitted import Fitted
+from kvgauge.contract.identity import config as config_of
 from kvgauge.contract.method import Method
 from kvgauge.errors import UserError, unknown
 from kvgauge.evaluation.decoding import PREFILL_CHUNK, prefill
@@ -133,7 +134,7 @@ class LatencyConfig:
                 for cell in self.cells
             ]
         # a panel may have a method at two moments of compression: it is timed once
-        methods = list({configuration.digest(method.config()): method for method in methods}.values())
+        methods = list({configuration.digest(config_of(method)): method for method in methods}.values())
         labels = [method.label for method in methods]
         for label in labels:
             if labels.count(label) > 1:
@@ -169,7 +170,7 @@ def contender(model: PreTrainedModel, method: Method, fitted: Fitted | None) -> 
         method.budget,
         lambda tokens: method.new_cache(model, fitted),
         compresses=True,
-        exact_prefill=method.exact_prefill and not method.sees_inputs,
+        exact_prefill=method.needs.exact_prefill and not method.needs.sees_inputs,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
+from kvgauge import configuration
 from kvgauge.architecture.facts import model_facts
+from kvgauge.contract.budget import allowed_nbytes, check_reached, largest, reference_nbytes
 from kvgauge.contract.fitted import Fitted
-from kvgauge.contract.method import Method, check_fitted
-from kvgauge.contract.roles import Merger, Projector
+from kvgauge.contract.fitting import check_fitted
+from kvgauge.contract.identity import config
+from kvgauge.contract.method import Method, Needs, budget_in_force
+from kvgauge.contract.roles import Composite, Lossless, Merger, Projector, StorageQuantizer, fitter_of, lossless_of
 from kvgauge.errors import UserError, unknown
 from kvgauge.layers.cache import KVCache
 from kvgauge.layers.two_phase import TwoPhaseLayer
-from kvgauge.methods.quantizers import NAMES, Quantizer
+from kvgauge.methods.quantizers import UniformQuantizer
 from kvgauge.methods.registry import build_method, list_methods
 from kvgauge.store.storage import EXACT, Storage
 
@@ -25,7 +29,9 @@ if TYPE_CHECKING:
     from kvgauge.architecture.facts import ModelFacts
     from kvgauge.calibration.moments import Moments
 
-HALVINGS = 30  # of the range of a member's budget: far below one rank of one layer of any model
+STEPS = 2**30  # of a share: one is far below a rank of a layer of any model
+QUANTIZERS = "quantizer"  # the folder of conf/ with quantisers by name
+TARGET = configuration.path_of(UniformQuantizer)  # of a mapping that has bits and no name
 ORDER = ("a method that merges", "a method that projects", "a quantiser")
 
 
@@ -45,12 +51,12 @@ class Member:
 
     def config(self) -> dict[str, Any]:
         """The entry that builds this member again, every field spelt out."""
-        fields = {name: value for name, value in self.method.config().items() if name != "budget" or not self.free}
+        fields = {name: value for name, value in config(self.method).items() if name != "budget" or not self.free}
         return {"method": self.source} | fields
 
     def sized(self, budget: float) -> Member:
         """This member at a share of the bytes, where it has no size of its own."""
-        return replace(self, method=replace(self.method, budget=budget)) if self.free else self
+        return replace(self, method=self.method.sized(budget)) if self.free else self
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class Members:
 
     merger: Member | None
     projector: Member
-    quantizer: Quantizer | None
+    quantizer: StorageQuantizer | None
 
     @property
     def methods(self) -> list[Member]:
@@ -82,7 +88,7 @@ class Members:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compose(Method):
+class Compose(Composite, Lossless, Method):
     """At most one method that merges tokens, one that projects them and one quantiser, in this order.
 
     The merger reads the context and merges while it comes; at its end the entries are frozen, at their positions, and
@@ -109,22 +115,43 @@ class Compose(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        projector = self.members.projector.method
-        if projector.learns:
-            object.__setattr__(self, "learns", True)  # of this instance: the projector's fit serves the whole
-        if self.members.merger is not None or not projector.exact_prefill:
-            object.__setattr__(self, "exact_prefill", False)
+        entries = [member.config() for member in self.members.methods]
+        quantizer = self.members.quantizer
+        if quantizer is not None:
+            named = {} if isinstance(quantizer, UniformQuantizer) else {"_target_": configuration.path_of(quantizer)}
+            entries.append(named | quantizer.config())
+        object.__setattr__(self, "compose", tuple(entries))  # every field spelt out: what makes it another method
+
+    @property
+    def needs(self) -> Needs:
+        projects = self.members.projector.method.needs
+        alone = self.members.merger is None
+        libraries = tuple(library for part in self.parts for library in part.needs.libraries)
+        return replace(
+            projects,
+            exact_prefill=projects.exact_prefill and alone,
+            reference_bits=self.storage.reference_bits,
+            libraries=libraries,
+        )
 
     @property
     def combination(self) -> bool:
         return True
+
+    @property
+    def parts(self) -> Sequence[Method]:
+        return [member.method for member in self.members.methods]
+
+    @property
+    def fitter(self) -> Method:
+        return self.members.projector.method
 
     @cached_property
     def members(self) -> Members:
         """The members, built and checked."""
         if isinstance(self.compose, (str, Mapping)) or not self.compose:
             raise UserError(f"compose of {self.name} is a list of at least one member, e.g. compose: [kqsvd, int4]")
-        found: dict[int, Member | Quantizer] = {}
+        found: dict[int, Member | StorageQuantizer] = {}
         for entry in self.compose:
             member = _member(self.name, entry)
             place = _place(self.name, member)
@@ -141,8 +168,8 @@ class Compose(Method):
         merger, projector, quantizer = (found.get(place) for place in range(3))
         if projector is None:
             projector = Member("full", build_method("full"), False)
-        assert not isinstance(merger, Quantizer) and isinstance(projector, Member)
-        return Members(merger, projector, quantizer if isinstance(quantizer, Quantizer) else None)
+        assert not isinstance(merger, StorageQuantizer) and isinstance(projector, Member)
+        return Members(merger, projector, quantizer if isinstance(quantizer, StorageQuantizer) else None)
 
     @property
     def storage(self) -> Storage:
@@ -150,33 +177,12 @@ class Compose(Method):
         quantizer = self.members.quantizer
         return EXACT if quantizer is None else quantizer.storage()
 
-    @property
-    def reference_bits(self) -> int | None:
-        return self.storage.reference_bits
-
-    @property
-    def fitter(self) -> Method:
-        return self.members.projector.method.fitter
-
     def fit(self, moments: Moments, model: PreTrainedModel) -> Fitted | None:
-        return self.fitter.fit(moments, model)
-
-    def fit_config(self) -> dict[str, Any]:
-        return self.fitter.fit_config()
-
-    def config(self) -> dict[str, Any]:
-        entries = [member.config() for member in self.members.methods]
-        if self.members.quantizer is not None:
-            entries.append(self.members.quantizer.config())
-        return super().config() | {"compose": entries}
-
-    def code_version(self) -> str:
-        versions = [super().code_version(), *(member.method.code_version() for member in self.members.methods)]
-        return hashlib.sha256(" ".join(versions).encode()).hexdigest()[:16]
+        return fitter_of(self).fit(moments, model)
 
     def lossless(self, facts: ModelFacts) -> Compose | None:
         """Every member lossless, and nothing quantised."""
-        whole = [(member.source, member.method.lossless(facts)) for member in self.members.methods]
+        whole = [(member.source, lossless_of(member.method, facts)) for member in self.members.methods]
         if any(method is None for _, method in whole):
             return None
         entries = [Member(source, method, False).config() for source, method in whole if method is not None]
@@ -184,13 +190,15 @@ class Compose(Method):
 
     # -- the budget ----------------------------------------------------------------------------------------------
 
-    def nbytes(self, members: Members, facts: ModelFacts, fitted: Fitted | None, tokens: int) -> int:
-        """Bytes of one sequence right after the compression of a context of `tokens` tokens."""
+    def nbytes(self, facts: ModelFacts, fitted: Fitted | None, tokens: int) -> int:
+        return self._nbytes(self.bought(facts, fitted, tokens), facts, fitted, tokens)
+
+    def _nbytes(self, members: Members, facts: ModelFacts, fitted: Fitted | None, tokens: int) -> int:
         entries = tokens if members.merger is None else min(tokens, members.merges.entries(tokens, facts))
         size = members.projects.stored_nbytes(facts, fitted, self.storage, entries)
         return size + (members.merges.bookkeeping_nbytes(entries, facts) if entries < tokens else 0)
 
-    def sized(self, facts: ModelFacts, fitted: Fitted | None, tokens: int) -> Members:
+    def bought(self, facts: ModelFacts, fitted: Fitted | None, tokens: int) -> Members:
         """The members at the sizes that the budget pays for.
 
         Raises:
@@ -199,36 +207,28 @@ class Compose(Method):
         members = self.members
         if self.budget is None:
             return members
-        limit = self.budget * self.reference_nbytes(facts, tokens)
         if not any(member.free for member in members.methods):
-            size = self.nbytes(members, facts, fitted, tokens)
-            if size > 1.02 * limit:
-                share = size / self.reference_nbytes(facts, tokens)
+            try:
+                check_reached(self, facts, tokens, self._nbytes(members, facts, fitted, tokens))
+            except UserError:
+                share = self._nbytes(members, facts, fitted, tokens) / reference_nbytes(self, facts, tokens)
                 raise UserError(
                     f"budget {self.budget:g} of {self.name}: its members take {share:.3f} and have sizes of their own: "
                     f"raise the budget, take fewer bits or leave a size to the budget"
-                )
+                ) from None
             return members
-        if self.nbytes(members.sized(1.0), facts, fitted, tokens) <= limit:
-            return members.sized(1.0)
-        low, high, best = 0.0, 1.0, None
-        for _ in range(HALVINGS):
-            share = (low + high) / 2
-            try:
-                within = self.nbytes(members.sized(share), facts, fitted, tokens) <= limit
-            except UserError:  # too little for a member
-                low = share
-                continue
-            if within:
-                low = best = share
-            else:
-                high = share
-        if best is None:
+        steps = largest(
+            1,
+            STEPS,
+            lambda step: self._nbytes(members.sized(step / STEPS), facts, fitted, tokens),
+            allowed_nbytes(self, facts, tokens),
+        )
+        if steps is None:
             raise UserError(
                 f"budget {self.budget:g} of {self.name} is below what its members can reach: "
                 f"raise it, take fewer bits or keep fewer tokens exact"
             )
-        return members.sized(best)
+        return members.sized(steps / STEPS)
 
     # -- the cache -----------------------------------------------------------------------------------------------
 
@@ -238,9 +238,9 @@ class Compose(Method):
         facts, storage = model_facts(model), self.storage
         if facts.latent is not None and storage is not EXACT:
             raise UserError(f"{self.name}: latents (MLA) have no quantised storage, leave the quantiser out")
-        if self.learns:
-            check_fitted(self.fitter, model, fitted)
-        sized = cache(lambda tokens: self.sized(facts, fitted, tokens))
+        if self.needs.learns is not None:
+            check_fitted(self, model, fitted)
+        sized = cache(lambda tokens: self.bought(facts, fitted, tokens))
         sized(context_length or facts.max_positions)  # refuses what cannot work before any work is done
         if self.members.merger is None:
             return self.members.projects.stored_cache(
@@ -257,29 +257,41 @@ class Compose(Method):
         return self.members.merges.frozen_cache(model, merges, freeze, context_length=context_length)
 
 
-def _member(name: str, entry: Any) -> Member | Quantizer:
+def _member(name: str, entry: Any) -> Member | StorageQuantizer:
     """The member of an entry of the list."""
     if isinstance(entry, str):
         entry = {"method": entry}
-    if not isinstance(entry, Mapping) or not ("bits" in entry or isinstance(entry.get("method"), str)):
+    if not isinstance(entry, Mapping) or not (
+        {"bits", "_target_"} & set(entry) or isinstance(entry.get("method"), str)
+    ):
         raise UserError(f"a member of {name} is a name or a mapping as {{method: xkv, group_size: 5}}, not {entry!r}")
     fields = {str(key): value for key, value in entry.items() if key != "method"}
     source = entry.get("method")
-    if source is None or source in NAMES:
-        fields = ({} if source is None else {"bits": NAMES[source]}) | fields
-        for key in fields:
-            if key not in Quantizer.__dataclass_fields__:
-                raise unknown("field of a quantiser", key, Quantizer.__dataclass_fields__)
-        return Quantizer(**fields)
-    if source not in list_methods():
-        raise unknown(f"member of {name}", source, [*list_methods(), *NAMES])
+    quantizers = configuration.names(QUANTIZERS)
+    if source is None or source in quantizers:
+        node = {"_target_": TARGET} if source is None else configuration.read(QUANTIZERS, source)
+        return _quantizer(node | fields)
+    if source not in list_methods() and "." not in source:
+        raise unknown(f"member of {name}", source, [*list_methods(), *quantizers])
     method = build_method(source, **fields)
-    return Member(source, method, "budget" not in fields and method.budgeted)
+    return Member(source, method, "budget" not in fields and budget_in_force(method) is not None)
 
 
-def _place(name: str, member: Member | Quantizer) -> int:
+def _quantizer(node: Mapping[str, Any]) -> StorageQuantizer:
+    cls = configuration.target_class(str(node["_target_"]), "quantiser")
+    known = {field.name for field in dataclasses.fields(cls)}
+    for key in node:
+        if key not in known and key != "_target_":
+            raise unknown("field of a quantiser", key, known)
+    quantizer = configuration.build(node, "quantiser")
+    if not isinstance(quantizer, StorageQuantizer):
+        raise UserError(f"{node['_target_']} is no quantiser of compositions: it has to be a StorageQuantizer")
+    return quantizer
+
+
+def _place(name: str, member: Member | StorageQuantizer) -> int:
     """Where in `ORDER` a member belongs."""
-    if isinstance(member, Quantizer):
+    if isinstance(member, StorageQuantizer):
         return 2
     kinds = [place for place, kind in enumerate((Merger, Projector)) if isinstance(member.method, kind)]
     if not kinds:

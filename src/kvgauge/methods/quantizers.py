@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from kvgauge.contract.roles import StorageQuantizer
 from kvgauge.errors import UserError, unknown
 from kvgauge.store.quantized_values import BITS
 from kvgauge.store.storage import AXES, QuantizedStorage
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quantizer:
+class UniformQuantizer(StorageQuantizer):
     """Asymmetric uniform quantisation in groups; see `kvgauge.store.quantized_rows`.
 
     Attributes:
@@ -43,16 +44,16 @@ class Quantizer:
             raise UserError(f"balance of {self.label} has no use with axis: channel: every channel has its own grid")
 
     @property
+    def bit_choices(self) -> tuple[int, ...]:
+        return tuple(sorted(BITS))
+
+    @property
     def label(self) -> str:
         return f"int{self.bits}"
 
     def storage(self) -> QuantizedStorage:
-        """The storage that keeps numbers like this."""
         return QuantizedStorage(self.bits, self.axis, self.group, self.balance is not False)
 
     def config(self) -> dict[str, Any]:
         """The fields as JSON-like data."""
         return asdict(self)
-
-
-NAMES = {f"int{bits}": bits for bits in BITS}

@@ -5,6 +5,7 @@ import torch
 
 import kvgauge
 from kvgauge.architecture.facts import model_facts
+from kvgauge.contract.budget import reference_nbytes
 from kvgauge.methods.kvquant.fit import calibration_samples, levels, thresholds
 from kvgauge.methods.kvquant.grid import ChannelGrid
 
@@ -43,7 +44,7 @@ def test_one_fit_serves_every_number_of_bits(budget, tiny, fit, tokens):
     method = kvgauge.build_method("kvquant", budget=budget)
     cache = new_cache(method, tiny(NAME), fitted, tokens(1, 300, seed=5))
     assert {layer.bits for layer in cache.layers} == {{0.35: 4, 0.25: 2}[budget]}
-    assert cache.nbytes() <= budget * method.reference_nbytes(model_facts(tiny(NAME)), 300)
+    assert cache.nbytes() <= budget * reference_nbytes(method, model_facts(tiny(NAME)), 300)
 
 
 def test_the_parts_can_be_switched_off(tiny, fit, tokens):
@@ -133,7 +134,7 @@ def test_no_setting_at_all():
 
 
 def test_no_fit(tiny):
-    with pytest.raises(kvgauge.UserError, match=r"pipelines\.fit method=kvquant"):
+    with pytest.raises(kvgauge.UserError, match=r"kvgauge fit method=kvquant"):
         kvgauge.build_method("kvquant").new_cache(tiny(NAME))
 
 

@@ -65,7 +65,7 @@ def test_which_size_decides(name: str) -> None:
     assert streaming(name, budget=0.5, recent=100, max_entries=64).entries(1000, facts) == 64
     assert streaming(name, budget=0.5).label == f"{name}@0.5"
     assert streaming(name, recent=100).label == f"{name}@132e"
-    assert not streaming(name).exact_prefill
+    assert not streaming(name).needs.exact_prefill
 
 
 @pytest.mark.parametrize(

@@ -190,8 +190,8 @@ def test_the_first_layer_that_attends_finds_the_memory_of_the_last(tiny, fit, to
 
 
 def test_a_compressing_prefill_says_so_and_its_siblings_do_not() -> None:
-    assert kqsvd(budget=0.5).exact_prefill
-    assert not kqsvd(budget=0.5, compress_prefill=True).exact_prefill
+    assert kqsvd(budget=0.5).needs.exact_prefill
+    assert not kqsvd(budget=0.5, compress_prefill=True).needs.exact_prefill
 
 
 def test_a_budget_with_exact_tokens_needs_the_length_announced(tiny, fit, tokens) -> None:

@@ -140,7 +140,7 @@ def test_projections_of_another_model_or_configuration(tiny, moments):
         method.new_cache(tiny("tiny/mistral"), fitted)
     with pytest.raises(UserError, match="another configuration"):
         dataclasses.replace(method, group_weights="stack").new_cache(tiny("tiny/llama"), fitted)
-    with pytest.raises(UserError, match=r"pipelines\.fit method=kqsvd"):
+    with pytest.raises(UserError, match=r"kvgauge fit method=kqsvd"):
         method.new_cache(tiny("tiny/llama"), None)
     with pytest.raises(UserError, match="another model"):
         method.fit(moments("tiny/mistral"), tiny("tiny/llama"))

@@ -13,6 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import kvgauge
 from kvgauge import configuration
 from kvgauge.attend import attention
+from kvgauge.contract.identity import config, method_version
 from kvgauge.methods.pressed import kvpress, kvpress_conf
 from kvgauge.methods.pressed.kvpress_library import library, parameters, presses
 
@@ -43,7 +44,7 @@ def test_parameters_of_the_press_are_fields_of_the_method() -> None:
     assert kvpress.method_class("snapkv") is kvpress.SnapKVPress
     for name, cls in presses().items():
         if name in kvpress_conf.names():
-            assert set(parameters(cls)) <= set(kvgauge.build_method(f"kvpress/{name}").config())
+            assert set(parameters(cls)) <= set(config(kvgauge.build_method(f"kvpress/{name}")))
 
 
 def test_a_ratio_overrides_the_budget_and_names_the_cell() -> None:
@@ -119,4 +120,4 @@ def test_without_the_package_one_line_says_how_to_install_it() -> None:
 
 def test_a_press_knows_its_version() -> None:
     method = kvgauge.build_method("kvpress/snapkv")
-    assert method.code_version().endswith("-kvpress-0.5.5")
+    assert method_version(method).endswith("-kvpress-0.5.5")

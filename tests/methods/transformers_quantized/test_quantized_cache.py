@@ -8,6 +8,7 @@ import torch
 
 import kvgauge
 from kvgauge.architecture.facts import model_facts
+from kvgauge.contract.budget import reference_nbytes
 from kvgauge.methods.transformers_quantized import quantized_cache
 from kvgauge.methods.transformers_quantized.layer import TransformersQuantizedLayer
 from kvgauge.methods.transformers_quantized.quantized_cache import BACKENDS
@@ -41,7 +42,7 @@ def test_bytes_are_those_that_the_budget_counts(bits, tokens_, tiny, tokens):
     method, model = kvgauge.build_method("quantized_cache", bits=bits), tiny(NAME)
     _, cache = answer(method, model, tokens(1, tokens_), tokens(1, 1))
     expected = (
-        method.bits_per_number(model_facts(model), bits) / 16 * method.reference_nbytes(model_facts(model), tokens_)
+        method.bits_per_number(model_facts(model), bits) / 16 * reference_nbytes(method, model_facts(model), tokens_)
     )
     assert cache.nbytes_by_part()["codes"] == expected
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedModel
 
 from kvgauge.architecture.facts import ModelFacts, model_facts
+from kvgauge.contract.budget import allowed_nbytes, largest
 from kvgauge.contract.fitted import Fitted
 from kvgauge.contract.method import Method
+from kvgauge.contract.roles import Lossless
 from kvgauge.errors import UserError
 from kvgauge.layers.cache import KVCache, LayerCache
 from kvgauge.layers.exact import ExactLayer
@@ -19,7 +21,7 @@ COLUMN_BYTES = 4  # the column of a retained token, int32
 
 
 @dataclass(frozen=True, kw_only=True)
-class MiniCache(Method):
+class MiniCache(Lossless, Method):
     """Spherical interpolation of every pair of layers from `start_layer` up, with exact lengths and retained tokens.
 
     A pair keeps one unit vector per token and kv-head, two lengths, and both layers' exact vectors of the retained
@@ -65,25 +67,34 @@ class MiniCache(Method):
             raise UserError(f"start_layer {start} of {self.name} leaves no pair of layers: the model has {num_layers}")
         return list(layers[: len(layers) // 2 * 2 : 2])
 
+    def nbytes(self, facts: ModelFacts, fitted: Fitted | None, tokens: int) -> int:
+        retained = 0 if self.budget is None else self.retained(facts, tokens)
+        return self._nbytes(facts, tokens, tokens if self.gamma == 0.0 and self.budget is None else retained)
+
+    def _nbytes(self, facts: ModelFacts, tokens: int, retained: int) -> int:
+        """Bytes with so many exact tokens of the keys, and as many of the values, of every pair."""
+        pairs, itemsize = len(self.pairs(facts.num_layers)), facts.dtype.itemsize
+        width = facts.num_key_value_heads * facts.head_dim
+        merged = pairs * tokens * 2 * (width + 2 * facts.num_key_value_heads) * itemsize
+        exact = (facts.num_layers - 2 * pairs) * tokens * 2 * width * itemsize
+        return merged + exact + retained * pairs * 2 * (2 * width * itemsize + COLUMN_BYTES)
+
     def retained(self, facts: ModelFacts, tokens: int) -> int:
         """Tokens of a pair that the budget keeps exact, for keys and for values alike.
 
         Raises:
             UserError: the budget is below what the directions and lengths take.
         """
-        assert self.budget is not None
-        pairs, itemsize = len(self.pairs(facts.num_layers)), facts.dtype.itemsize
-        width = facts.num_key_value_heads * facts.head_dim
-        merged = pairs * tokens * 2 * (width + 2 * facts.num_key_value_heads) * itemsize
-        exact = (facts.num_layers - 2 * pairs) * tokens * 2 * width * itemsize
-        spare = self.budget * facts.full_nbytes(tokens) - merged - exact
-        if spare < 0:
-            least = (merged + exact) / facts.full_nbytes(tokens)
+        found = largest(
+            0, tokens, lambda count: self._nbytes(facts, tokens, count), allowed_nbytes(self, facts, tokens)
+        )
+        if found is None:
+            pairs, least = len(self.pairs(facts.num_layers)), self._nbytes(facts, tokens, 0) / facts.full_nbytes(tokens)
             raise UserError(
                 f"budget {self.budget:g} of {self.name} is below the {least:.3f} that merging {pairs} pairs of "
                 f"{facts.num_layers} layers reaches: raise it or lower start_layer"
             )
-        return int(spare // (pairs * 2 * (2 * width * itemsize + COLUMN_BYTES)))
+        return found
 
     def new_cache(
         self, model: PreTrainedModel, fitted: Fitted | None = None, *, context_length: int | None = None

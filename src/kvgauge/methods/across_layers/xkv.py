@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,8 +21,9 @@ from kvgauge.calibration.allocation import LOSSES, check_allocation, held_out, s
 from kvgauge.calibration.weighting import Weighting
 from kvgauge.calibration.whitening import output_moments, roots, score_metrics, value_weighting
 from kvgauge.contract.fitted import Fitted
-from kvgauge.contract.method import Method, check_fitted, fit_metadata
-from kvgauge.contract.roles import Projector
+from kvgauge.contract.fitting import check_fitted, fit_metadata
+from kvgauge.contract.method import Method, Needs, plain_label
+from kvgauge.contract.roles import Lossless, Projector
 from kvgauge.errors import UserError, unknown
 from kvgauge.layers.cache import KVCache, LayerCache
 from kvgauge.layers.mla import ExactLatentLayer
@@ -44,7 +45,7 @@ AllRanks = Callable[[int], list[tuple[int, int]]]  # tokens of a context → (ra
 
 
 @dataclass(frozen=True, kw_only=True)
-class XKV(Projector, Method):
+class XKV(Projector, Lossless, Method):
     """Truncated SVD of the concatenated caches of `group_size` layers, per prompt, at the end of the prefill.
 
     Models with multi-head latent attention (MLA) have one subspace per group, of their latents, which are keys and
@@ -101,8 +102,6 @@ class XKV(Projector, Method):
     sinks: int = 0
     allocate: str = "uniform"
 
-    fit_fields: ClassVar[tuple[str, ...]] = ("rope", "sinks")
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.group_size < 1:
@@ -133,8 +132,22 @@ class XKV(Projector, Method):
         given = [label for label in ("rank", "rank_k", "rank_v") if getattr(self, label) is not None]
         check_allocation(self.name, self.allocate, given[0] if given else None)
         self.selection()
-        if self.whitened("keys") or self.allocate != "uniform":
-            object.__setattr__(self, "learns", True)  # of this instance: the plain method needs no fit
+
+    @property
+    def learns(self) -> bool:
+        """The plain method needs no fit."""
+        return self.whitened("keys") or self.allocate != "uniform"
+
+    @property
+    def needs(self) -> Needs:
+        if not self.learns:
+            return Needs()
+        learnt: dict[str, Any] = {"rope": self.rope, "sinks": self.sinks}
+        if self.allocate != "uniform":
+            names = ("allocate", "group_size", "start_layer", "end_layer", "normalize", "svd", "seed")
+            learnt |= {name: getattr(self, name) for name in names}
+            learnt["whiten"] = {part: self.whitened(part) for part in ("keys", "values")}
+        return Needs(learns=learnt)
 
     def whitened(self, part: str) -> bool:
         """Whether the SVD of the ``keys`` or of the ``values`` is weighted."""
@@ -148,7 +161,7 @@ class XKV(Projector, Method):
     def label(self) -> str:
         if self.rank is not None:
             return f"{self.name}@r{self.rank}"
-        return super().label if self.rank_k is None else f"{self.name}@r{self.rank_k},{self.rank_v}"
+        return plain_label(self) if self.rank_k is None else f"{self.name}@r{self.rank_k},{self.rank_v}"
 
     def selection(self) -> ChunkSelection | None:
         """`sr`, validated.
@@ -175,13 +188,6 @@ class XKV(Projector, Method):
         features = self.group_size * facts.num_key_value_heads * facts.head_dim
         exact = replace(self, rank=features, rank_k=None, rank_v=None, allocate="uniform")
         return replace(exact, sr=None, fold_every=None, svd="exact")
-
-    def fit_config(self) -> dict[str, Any]:
-        if self.allocate == "uniform":
-            return super().fit_config()
-        names = ("allocate", "group_size", "start_layer", "end_layer", "normalize", "svd", "seed")
-        whiten = {part: self.whitened(part) for part in ("keys", "values")}
-        return super().fit_config() | {name: getattr(self, name) for name in names} | {"whiten": whiten}
 
     # -- ranks ---------------------------------------------------------------------------------------------------
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel
 
 from kvgauge.architecture.facts import ModelFacts, model_facts
 from kvgauge.contract.fitted import Fitted
 from kvgauge.contract.method import Method
-from kvgauge.contract.roles import Projector
+from kvgauge.contract.roles import Lossless, Projector
 from kvgauge.errors import UserError
 from kvgauge.layers.cache import KVCache
 from kvgauge.layers.exact import ExactLayer
@@ -21,7 +21,7 @@ from kvgauge.store.storage import EXACT, Storage
 
 
 @dataclass(frozen=True, kw_only=True)
-class Full(Method, Projector):
+class Full(Projector, Lossless, Method):
     """Exact keys and values of every token.
 
     Attributes:
@@ -43,6 +43,9 @@ class Full(Method, Projector):
             raise UserError(
                 f"full keeps every byte and cannot reach a budget of {self.budget:g}: use a method that can"
             )
+
+    def lossless(self, facts: ModelFacts) -> Full:
+        return replace(self, budget=1.0)
 
     def new_cache(
         self, model: PreTrainedModel, fitted: Fitted | None = None, *, context_length: int | None = None

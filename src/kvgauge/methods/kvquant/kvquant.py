@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel
@@ -13,13 +13,17 @@ from transformers import PreTrainedModel
 from kvgauge.architecture.facts import model_facts
 from kvgauge.architecture.frequencies import rotary_frequencies
 from kvgauge.architecture.planes import PlaneRotation
+from kvgauge.contract.budget import allowed_nbytes, most, reference_nbytes
 from kvgauge.contract.fitted import Fitted
-from kvgauge.contract.method import Method, check_fitted, fit_metadata
+from kvgauge.contract.fitting import check_fitted, fit_metadata
+from kvgauge.contract.method import Method, Needs, plain_label
+from kvgauge.contract.roles import Lossless, Quantizer
 from kvgauge.errors import UserError
 from kvgauge.layers.cache import KVCache
 from kvgauge.methods.kvquant.fit import calibration_samples, fit_layers
 from kvgauge.methods.kvquant.grid import ChannelGrid, TokenGrid
 from kvgauge.methods.kvquant.layer import EXACT_BITS, KVQuantCache, KVQuantLayer, LayerQuantiser
+from kvgauge.methods.kvquant.rows import coded_nbytes
 from kvgauge.store.bit_packing import packed_size
 
 if TYPE_CHECKING:
@@ -30,7 +34,7 @@ BITS = (2, 3, 4)
 
 
 @dataclass(frozen=True, kw_only=True)
-class KVQuant(Method):
+class KVQuant(Quantizer, Lossless, Method):
     """Packed codes of non-uniform levels.
 
     Keys are measured per channel, by thresholds learnt offline; values per token, by thresholds found as the token
@@ -62,10 +66,6 @@ class KVQuant(Method):
     sinks: int = 1
     fit_tokens: int = 4096
 
-    learns: ClassVar[bool] = True
-    few_settings: ClassVar[bool] = True
-    fit_fields: ClassVar[tuple[str, ...]] = ("pre_rope", "outliers", "sinks", "fit_tokens")
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.bits is None and self.budget is None:
@@ -80,12 +80,17 @@ class KVQuant(Method):
             raise UserError(f"fit_tokens {self.fit_tokens} of {self.name} is below 2: a loss needs two tokens")
 
     @property
-    def reference_bits(self) -> int:
-        return 16
+    def needs(self) -> Needs:
+        names = ("pre_rope", "outliers", "sinks", "fit_tokens")
+        return Needs(learns={name: getattr(self, name) for name in names}, reference_bits=16)
+
+    @property
+    def bit_choices(self) -> tuple[int, ...]:
+        return BITS
 
     @property
     def label(self) -> str:
-        return super().label if self.bits is None else f"{self.name}@{self.bits}bit"
+        return plain_label(self) if self.bits is None else f"{self.name}@{self.bits}bit"
 
     def lossless(self, facts: ModelFacts) -> KVQuant:
         return replace(self, bits=EXACT_BITS)
@@ -166,9 +171,25 @@ class KVQuant(Method):
 
     # -- the budget ----------------------------------------------------------------------------------------------
 
-    def larger(self, cache: KVCache) -> KVQuant | None:
-        bits = cache.layers[0].bits
-        return replace(self, bits=bits + 1) if bits < max(BITS) else None
+    def nbytes(self, facts: ModelFacts, fitted: Fitted | None, tokens: int) -> int:
+        if self.bits == EXACT_BITS:
+            return facts.full_nbytes(tokens)
+        bits = self.bits
+        if bits is None:
+            allowed = allowed_nbytes(self, facts, tokens)
+            bits = most(BITS, lambda choice: self._nbytes(facts, choice, tokens), allowed)
+        if bits is None:
+            raise self._too_small(self._nbytes(facts, min(BITS), tokens) / reference_nbytes(self, facts, tokens))
+        return self._nbytes(facts, bits, tokens)
+
+    def _nbytes(self, facts: ModelFacts, bits: int, tokens: int) -> int:
+        """Bytes with as many outliers of the keys as in the calibration sequences."""
+        width, sinks = facts.num_key_value_heads * facts.head_dim, min(self.sinks, tokens)
+        bounds, rows = torch.zeros(1), tokens - sinks
+        keys, values = ChannelGrid(bounds, bounds, sparse=self.outliers > 0), TokenGrid(self.outliers, width)
+        coded = coded_nbytes(keys, bits, width, rows, round(self.outliers * width * rows))
+        coded += coded_nbytes(values, bits, width, rows, 2 * values.per_side * rows)
+        return facts.num_layers * (2 * sinks * width * facts.dtype.itemsize + coded)
 
     def _share(self, facts: ModelFacts, bits: int) -> float:
         """Bytes of a token's codes and scales over those of its uncompressed numbers; outliers come on top."""
@@ -185,11 +206,9 @@ class KVQuant(Method):
         """The most bits whose bytes keep to the budget."""
 
         def choose(nbytes: Callable[[int], int], tokens: int) -> int:
-            assert self.budget is not None
-            uncompressed = self.reference_nbytes(facts, tokens)
-            for bits in sorted(BITS, reverse=True):
-                if nbytes(bits) <= self.budget * uncompressed:
-                    return bits
-            raise self._too_small(nbytes(min(BITS)) / uncompressed)
+            bits = most(BITS, nbytes, allowed_nbytes(self, facts, tokens))
+            if bits is None:
+                raise self._too_small(nbytes(min(BITS)) / reference_nbytes(self, facts, tokens))
+            return bits
 
         return choose

@@ -12,9 +12,10 @@ from transformers import PreTrainedModel
 
 from kvgauge.architecture.facts import ModelFacts, model_facts
 from kvgauge.architecture.rotary import Rotary
+from kvgauge.contract.budget import allowed_nbytes, largest
 from kvgauge.contract.fitted import Fitted
-from kvgauge.contract.method import Method
-from kvgauge.contract.roles import Merger
+from kvgauge.contract.method import Method, Needs, plain_label
+from kvgauge.contract.roles import Lossless, Merger
 from kvgauge.errors import UserError, unknown
 from kvgauge.layers.two_phase import TwoPhaseLayer
 from kvgauge.methods.merging.merge_pairs import PAIRS
@@ -27,7 +28,7 @@ CARDINALITY_NBYTES = 4  # of one entry of one layer, as stored
 
 
 @dataclass(frozen=True, kw_only=True)
-class Streaming(Method, Merger):
+class Streaming(Lossless, Merger, Method):
     """A cache of a limited number of entries, held to it while the prompt is read window by window.
 
     The number is `max_entries`, or ``start + recent``, or what the byte budget pays for at the length of the context;
@@ -48,7 +49,6 @@ class Streaming(Method, Merger):
     max_entries: int | None = None
     window: int = 512
 
-    exact_prefill: ClassVar[bool] = False
     rule: ClassVar[str]
     layer_type: ClassVar[type[MergedLayer]] = MergedLayer
     cache_type: ClassVar[type[MergingCache]] = MergingCache
@@ -70,6 +70,10 @@ class Streaming(Method, Merger):
             )
 
     @property
+    def needs(self) -> Needs:
+        return Needs(exact_prefill=False)
+
+    @property
     def fixed_entries(self) -> int | None:
         """The number of entries where no budget decides."""
         if self.max_entries is not None:
@@ -81,7 +85,7 @@ class Streaming(Method, Merger):
 
     @property
     def label(self) -> str:
-        return super().label if self.fixed_entries is None else f"{self.name}@{self.fixed_entries}e"
+        return plain_label(self) if self.fixed_entries is None else f"{self.name}@{self.fixed_entries}e"
 
     @property
     def policy_options(self) -> tuple[str, float, int | None]:
@@ -99,8 +103,16 @@ class Streaming(Method, Merger):
         assert self.budget is not None
         if self.budget == 1.0:
             return tokens
-        exact = facts.full_nbytes(1) / facts.num_layers
-        return int(self.budget * tokens * exact / (exact + CARDINALITY_NBYTES) + 1e-9)
+        found = largest(0, tokens, partial(self._nbytes, facts), allowed_nbytes(self, facts, tokens))
+        assert found is not None
+        return found
+
+    def nbytes(self, facts: ModelFacts, fitted: Fitted | None, tokens: int) -> int:
+        entries = min(self.entries(tokens, facts), tokens)
+        return facts.full_nbytes(tokens) if entries == tokens else self._nbytes(facts, entries)
+
+    def _nbytes(self, facts: ModelFacts, entries: int) -> int:
+        return facts.full_nbytes(entries) + entries * facts.num_layers * CARDINALITY_NBYTES
 
     def bookkeeping_nbytes(self, entries: int, facts: ModelFacts) -> int:
         return 0 if self.rule == "evict" else entries * facts.num_layers * CARDINALITY_NBYTES

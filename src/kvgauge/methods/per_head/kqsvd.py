@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvgauge.architecture.facts import latent_output_weight, model_facts, output_weight
+from kvgauge.contract.method import Needs
 from kvgauge.errors import UserError
 from kvgauge.methods.per_head.factorization import Pair, product_pair
 from kvgauge.methods.per_head.low_rank import LowRankPerHead
@@ -33,7 +34,11 @@ class KQSVD(LowRankPerHead):
     group_weights: str = "average"
     balanced: bool = True
 
-    fit_fields: ClassVar[tuple[str, ...]] = ("rope", "group_weights", "balanced")
+    @property
+    def needs(self) -> Needs:
+        needs = super().needs
+        own = {"group_weights": self.group_weights, "balanced": self.balanced}
+        return replace(needs, learns=dict(needs.learns or {}) | own)
 
     def __post_init__(self) -> None:
         super().__post_init__()

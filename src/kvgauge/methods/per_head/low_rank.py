@@ -6,7 +6,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 from kvgauge.architecture.facts import model_facts
 from kvgauge.calibration.allocation import LOSSES, check_allocation
 from kvgauge.contract.fitted import Fitted
-from kvgauge.contract.method import Method, check_fitted, fit_metadata
-from kvgauge.contract.roles import Projector
+from kvgauge.contract.fitting import check_fitted, fit_metadata
+from kvgauge.contract.method import Method, Needs, plain_label
+from kvgauge.contract.roles import Lossless, Projector
 from kvgauge.errors import UserError
 from kvgauge.layers.cache import KVCache
 from kvgauge.layers.two_phase import TwoPhaseLayer
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LowRankPerHead(Projector, Method):
+class LowRankPerHead(Projector, Lossless, Method):
     """Low-rank pairs per kv-head; the subclass says which.
 
     Exactly one of `budget`, `epsilon` and the explicit ranks decides; explicit ranks come first, then `epsilon`.
@@ -72,9 +73,6 @@ class LowRankPerHead(Projector, Method):
     allocate: str = "uniform"
     compress_prefill: bool = False
 
-    learns: ClassVar[bool] = True
-    fit_fields: ClassVar[tuple[str, ...]] = ("rope",)
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.rope not in ("post", "pre"):
@@ -91,8 +89,12 @@ class LowRankPerHead(Projector, Method):
             raise UserError(
                 f"allocate: {self.allocate} of {self.name} measures keys as they are cached: use rope: post"
             )
-        if self.compress_prefill:
-            object.__setattr__(self, "exact_prefill", False)  # of this instance; its class may still share a prefill
+
+    @property
+    def needs(self) -> Needs:
+        # losses in closed form cost nothing and are always there; measured ones take forward passes
+        measured = {"allocate": "greedy", "sinks": self.sinks} if self.allocate == "greedy" else {}
+        return Needs(learns={"rope": self.rope} | measured, exact_prefill=not self.compress_prefill)
 
     @property
     def label(self) -> str:
@@ -100,15 +102,10 @@ class LowRankPerHead(Projector, Method):
         rank_v = self.rank if self.rank_v is None else self.rank_v
         if rank_k is not None and rank_v is not None:
             return f"{self.name}@r{rank_k}" if rank_k == rank_v else f"{self.name}@r{rank_k},{rank_v}"
-        return super().label if self.epsilon is None else f"{self.name}@eps{self.epsilon:g}"
+        return plain_label(self) if self.epsilon is None else f"{self.name}@eps{self.epsilon:g}"
 
     def lossless(self, facts: ModelFacts) -> LowRankPerHead:
         return replace(self, rank=facts.head_dim, rank_k=None, rank_v=None, allocate="uniform")
-
-    def fit_config(self) -> dict[str, Any]:
-        # losses in closed form cost nothing and are always there; measured ones take forward passes
-        measured = {"allocate": "greedy", "sinks": self.sinks} if self.allocate == "greedy" else {}
-        return super().fit_config() | measured
 
     # -- fitting -------------------------------------------------------------------------------------------------
 

@@ -15,12 +15,14 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
 
-from kvgauge.architecture.facts import model_facts
+from kvgauge.architecture.facts import ModelFacts, model_facts
+from kvgauge.contract.budget import allowed_nbytes
 from kvgauge.contract.fitted import Fitted
-from kvgauge.contract.method import Method
+from kvgauge.contract.method import Method, Needs, plain_label
+from kvgauge.contract.roles import Lossless
 from kvgauge.errors import UserError, unknown
 from kvgauge.layers.cache import KVCache
-from kvgauge.methods.pressed.kvpress_library import library, library_version, parameters, presses
+from kvgauge.methods.pressed.kvpress_library import library, parameters, presses
 from kvgauge.methods.pressed.layer import PressedCache, describe
 
 GROUP = "kvpress/"
@@ -65,7 +67,7 @@ REFUSED = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pressed(Method):
+class Pressed(Lossless, Method):
     """A press of kvpress; the subclasses are made by ``kvgauge.methods.pressed.kvpress.<class of the press>``.
 
     Attributes:
@@ -79,7 +81,6 @@ class Pressed(Method):
     name: str
     compression_ratio: float | None = None
 
-    sees_inputs: ClassVar[bool] = True
     press_class: ClassVar[type[Any]]
 
     def __post_init__(self) -> None:
@@ -102,10 +103,17 @@ class Pressed(Method):
 
     @property
     def label(self) -> str:
-        return super().label if self.compression_ratio is None else f"{self.name}@cr{self.compression_ratio:g}"
+        return plain_label(self) if self.compression_ratio is None else f"{self.name}@cr{self.compression_ratio:g}"
 
-    def code_version(self) -> str:
-        return f"{super().code_version()}-kvpress-{library_version()}"
+    @property
+    def needs(self) -> Needs:
+        return Needs(exact_prefill=not self._is(*REPLAYING), sees_inputs=True, libraries=("kvpress",))
+
+    def nbytes(self, facts: ModelFacts, fitted: Fitted | None, tokens: int) -> int:
+        if self._asked_budget is not None:
+            return int(allowed_nbytes(self, facts, tokens))
+        masked = self.keeps_everything or self._is(*MASKING)
+        return int(facts.full_nbytes(tokens) * (1.0 if masked else 1.0 - (self.compression_ratio or 0.0)))
 
     @classmethod
     def _is(cls, *names: str) -> bool:
@@ -218,8 +226,7 @@ def method_class(name: str) -> Any:
     ]
     named = ("name", str, dataclasses.field(default=GROUP + name))
     doc = f"`{cls.__name__}` of kvpress, see there."
-    replays = any(base.__name__ in REPLAYING for base in cls.__mro__)
-    space = {"press_class": cls, "exact_prefill": not replays, "__module__": __name__, "__doc__": doc}
+    space = {"press_class": cls, "__module__": __name__, "__doc__": doc}
     return dataclasses.make_dataclass(
         cls.__name__, [named, *own], bases=(Pressed,), frozen=True, kw_only=True, namespace=space
     )

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from math import gcd
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import HQQQuantizedLayer, QuantizedLayer, QuantoQuantizedLayer
 
 from kvgauge.architecture.facts import model_facts
+from kvgauge.contract.budget import most
 from kvgauge.contract.fitted import Fitted
-from kvgauge.contract.method import Method
+from kvgauge.contract.method import Method, Needs, plain_label
+from kvgauge.contract.roles import Quantizer
 from kvgauge.errors import UserError, unknown
 from kvgauge.layers.cache import KVCache
 from kvgauge.methods.transformers_quantized.layer import TransformersQuantizedLayer
@@ -52,7 +54,7 @@ BACKENDS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizedCache(Method):
+class QuantizedCache(Quantizer, Method):
     """Groups of each token's numbers on grids of their own, by hqq or quanto, in transformers' classes.
 
     transformers would code the prompt's first chunk as it comes; here the prefill is exact and coded once, by
@@ -75,8 +77,6 @@ class QuantizedCache(Method):
     group_size: int = 64
     residual_length: int = 128
 
-    few_settings: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.backend not in BACKENDS:
@@ -94,15 +94,16 @@ class QuantizedCache(Method):
         return BACKENDS[self.backend]
 
     @property
-    def reference_bits(self) -> int:
-        return 16
+    def needs(self) -> Needs:
+        return Needs(reference_bits=16, libraries=(self._backend.package,) if installed(self._backend.module) else ())
+
+    @property
+    def bit_choices(self) -> tuple[int, ...]:
+        return self._backend.bits
 
     @property
     def label(self) -> str:
-        return super().label if self.bits is None else f"{self.name}@{self.backend}{self.bits}bit"
-
-    def lossless(self, facts: ModelFacts) -> None:
-        return None
+        return plain_label(self) if self.bits is None else f"{self.name}@{self.backend}{self.bits}bit"
 
     # -- the budget ----------------------------------------------------------------------------------------------
 
@@ -112,14 +113,24 @@ class QuantizedCache(Method):
         Raises:
             UserError: a head is too small for the backend to pack.
         """
-        per_byte = 8 // bits if self._backend.whole_bytes else 1
+        per_byte = self._packed(bits)
         if head_dim % per_byte:
             raise UserError(f"{self.name} cannot pack heads of {head_dim} at {bits} bits: use more bits")
         return gcd(self.group_size, head_dim // per_byte)
 
+    def _packed(self, bits: int) -> int:
+        """Numbers that have to be packed together."""
+        return 8 // bits if self._backend.whole_bytes else 1
+
     def bits_per_number(self, facts: ModelFacts, bits: int) -> float:
         """Of codes, and of the two scales of a group."""
         return bits + 2 * 8 * facts.dtype.itemsize / self.group(facts.head_dim, bits)
+
+    def nbytes(self, facts: ModelFacts, fitted: Fitted | None, tokens: int) -> int:
+        return self._nbytes(facts, self.chosen_bits(facts), tokens)
+
+    def _nbytes(self, facts: ModelFacts, bits: int, tokens: int) -> int:
+        return round(facts.full_nbytes(tokens, 8) / 8 * self.bits_per_number(facts, bits))
 
     def chosen_bits(self, facts: ModelFacts) -> int:
         """The explicit bits, or the most that fit.
@@ -129,20 +140,15 @@ class QuantizedCache(Method):
         """
         if self.bits is not None:
             return self.bits
-        assert self.budget is not None
-        shares = {bits: self.bits_per_number(facts, bits) / 16 for bits in self._backend.bits}
-        fitting = [bits for bits, share in shares.items() if share <= self.budget]
-        if not fitting:
+        possible = [bits for bits in self.bit_choices if facts.head_dim % self._packed(bits) == 0]
+        chosen = most(possible, lambda bits: self.bits_per_number(facts, bits) / 16, self.budget or 0.0)
+        if chosen is None:
+            least = min(self.bits_per_number(facts, bits) / 16 for bits in possible)
             raise UserError(
-                f"budget {self.budget:g} of {self.name} is below the {min(shares.values()):.3f} that {self.backend} "
+                f"budget {self.budget:g} of {self.name} is below the {least:.3f} that {self.backend} "
                 f"reaches on this model in {facts.dtype}: raise it, or load the model in bfloat16"
             )
-        return max(fitting)
-
-    def larger(self, cache: KVCache) -> QuantizedCache | None:
-        used = cache.layers[0].inner.nbits
-        more = [bits for bits in self._backend.bits if bits > used]
-        return replace(self, bits=more[0]) if more else None
+        return chosen
 
     # -- the cache -----------------------------------------------------------------------------------------------
 
