@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 
 from kvgauge import configuration
 from kvgauge.configuration import CONF_DIR, digest
-from kvgauge.suite import PARAMS, write_params
+from kvgauge.suite import PARAMS, PIPELINE, pipeline, write_params
 
 BUILT = ("model", "method", "corpus", "benchmark", "latency")
 
@@ -38,6 +39,12 @@ def test_params_are_the_composed_suite_to_the_byte(tmp_path):
     write_params(tmp_path / PARAMS)
     committed = CONF_DIR.parent / PARAMS
     assert (tmp_path / PARAMS).read_bytes() == committed.read_bytes(), "run `make params`"
+
+
+def test_stages_watch_the_code_that_they_reach():
+    root = CONF_DIR.parent
+    params = yaml.safe_load((root / PARAMS).read_text(encoding="utf-8"))
+    assert pipeline(root / PIPELINE, params) == (root / PIPELINE).read_text(encoding="utf-8"), "run `make params`"
 
 
 def test_the_digest_is_of_the_content_not_of_the_order():
