@@ -99,7 +99,10 @@ def _parameters(stage: Mapping[str, Any]) -> Iterator[str]:
         entries = [entry | {name: value} for entry in entries for value in values]
     for key in stage["params"]:
         for entry in entries:
-            yield re.sub(r"\$\{item\.(\w+)\}", lambda match, entry=entry: entry[match.group(1)], key)
+            filled = key
+            for name, value in entry.items():
+                filled = filled.replace(f"${{item.{name}}}", value)
+            yield filled
 
 
 def _at(params: Mapping[str, Any], key: str) -> Any:

@@ -106,8 +106,19 @@ def test_a_very_short_prompt_is_stored_exactly(context, tiny, tokens):
         actual = model(ids[:, -1:], past_key_values=cache).logits[0, -1]
         expected = model(ids).logits[0, -1]
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
-    budgeted = compressed(model, kvgauge.build_method("xkv", budget=0.1), ids[:, :context])
-    assert budgeted.nbytes() == 2 * (context + 4 * WIDTH) * 4  # rank 1 each: more than the budget pays for
+    with pytest.raises(UserError, match=f"budget 0.1 of xkv .* on {context} tokens") as refusal:
+        compressed(model, kvgauge.build_method("xkv", budget=0.1), ids[:, :context])
+    least = 2 * (context + 4 * WIDTH) * 4 / kvgauge.full_nbytes(model, context)  # rank 1 each
+    assert f"{least:.3g}" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "budget", "context"), [("single_svd", 0.002, 1000), ("xkv", 0.02, 20), ("xkv", 0.5, 1), ("xkv", 0.002, 96)]
+)
+def test_a_budget_out_of_reach_is_one_line(name, budget, context, tiny, tokens):
+    with pytest.raises(UserError, match=f"budget {budget:g} of {name} is below") as refusal:
+        compressed(tiny("tiny/llama"), kvgauge.build_method(name, budget=budget), tokens(1, context))
+    assert "\n" not in str(refusal.value)
 
 
 def test_folding_projects_the_tail(tiny, tokens):

@@ -20,6 +20,7 @@ from kvgauge.architecture.planes import BLOCK, PlaneRotation
 from kvgauge.calibration.allocation import LOSSES, check_allocation, held_out, spend
 from kvgauge.calibration.weighting import Weighting
 from kvgauge.calibration.whitening import output_moments, roots, score_metrics, value_weighting
+from kvgauge.contract.budget import check_reached
 from kvgauge.contract.fitted import Fitted
 from kvgauge.contract.fitting import check_fitted, fit_metadata
 from kvgauge.contract.method import Method, Needs, plain_label
@@ -52,8 +53,8 @@ class XKV(Projector, Lossless, Method):
     values at once and carry no rotation; the rotary keys stay exact. `rank` is the rank of the latents there.
 
     Explicit ranks come before the budget. A rank is clipped to the tokens of the prompt, and to the features of a last
-    group that is smaller than the others; a very short prompt is then stored exactly, but in more bytes than
-    the budget allows (every group keeps at least rank 1).
+    group that is smaller than the others. Every group keeps at least rank 1: a context that is too short for its
+    factors to pay is refused.
 
     Attributes:
         group_size: G, layers that share a subspace; the last group may be smaller.
@@ -213,7 +214,8 @@ class XKV(Projector, Lossless, Method):
             fitted: holds the losses that an allocation needs.
 
         Raises:
-            UserError: the exact layers alone exceed the budget, or a rank exceeds the features of a group.
+            UserError: the exact layers alone exceed the budget, the smallest ranks exceed it, or a rank exceeds the
+                features of a group.
         """
         groups = self.groups(facts.num_layers)
         width = facts.num_key_value_heads * facts.head_dim
@@ -228,6 +230,13 @@ class XKV(Projector, Lossless, Method):
                     f"layers: give a rank from 1 to {most}"
                 )
             return [(given[0], given[1])] * len(groups)
+        ranks = self._bought_ranks(facts, tokens, fitted)
+        check_reached(self, facts, tokens, self._nbytes_at(facts, EXACT, tokens, ranks))
+        return ranks
+
+    def _bought_ranks(self, facts: ModelFacts, tokens: int, fitted: Fitted | None) -> list[tuple[int, int]]:
+        """The ranks that the budget pays for; at least 1, whether it does or not."""
+        groups, width = self.groups(facts.num_layers), facts.num_key_value_heads * facts.head_dim
         tokens -= (exact := self._exact_tokens(tokens))
         numbers = self._affordable(facts, tokens, exact)
         features = [len(group) * width for group in groups]
@@ -386,6 +395,10 @@ class XKV(Projector, Lossless, Method):
         return ranks(tokens)[group][0]
 
     def stored_nbytes(self, facts: ModelFacts, fitted: Fitted | None, storage: Storage, tokens: int) -> int:
+        return self._nbytes_at(facts, storage, tokens, self.ranks(facts, tokens, fitted))
+
+    def _nbytes_at(self, facts: ModelFacts, storage: Storage, tokens: int, ranks: Sequence[tuple[int, int]]) -> int:
+        """Bytes of one sequence at the given ranks of every group."""
         heads, head_dim, dtype = facts.num_key_value_heads, facts.head_dim, facts.dtype
         groups, width, sinks = self.groups(facts.num_layers), heads * head_dim, self._exact_tokens(tokens)
         compressed, rest = sum(map(len, groups)), tokens - sinks
@@ -395,8 +408,8 @@ class XKV(Projector, Lossless, Method):
         else:  # one subspace a group, and the rotary keys
             parts, rotary = 1, facts.latent.qk_rope_head_dim
             size = ((facts.num_layers - compressed) * width + facts.num_layers * rotary) * tokens * dtype.itemsize
-        for group, ranks in zip(groups, self.ranks(facts, tokens, fitted), strict=True):
-            for rank in (max(1, min(rank, rest, len(group) * width)) for rank in ranks[:parts]):
+        for group, given in zip(groups, ranks, strict=True):
+            for rank in (max(1, min(rank, rest, len(group) * width)) for rank in given[:parts]):
                 size += storage.rows_nbytes(rest, rank, dtype) + len(group) * storage.factor_nbytes(width, rank, dtype)
         size += compressed * parts * heads * storage.kept_nbytes(sinks, head_dim, dtype)
         selection = self.selection()
