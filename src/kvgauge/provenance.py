@@ -24,6 +24,7 @@ from kvgauge.contract.identity import config, fit_version, method_version
 from kvgauge.contract.method import Method
 from kvgauge.fingerprint import code_version
 from kvgauge.kernels.cpu.library import available
+from kvgauge.models.chat_template import template_values
 from kvgauge.models.identity import model_fingerprint
 
 PROJECTIONS = "projections.safetensors"  # the file of a fit
@@ -33,10 +34,11 @@ ANSWERING = ("kvgauge.evaluation.answering", "kvgauge.models.attaching")
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of what a tokenizer does: its backend and its chat template."""
+    """A hash of what a tokenizer does: its backend, its chat template and the values given to it."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
-    return hashlib.sha256(f"{text}\0{tokenizer.chat_template}".encode()).hexdigest()[:16]
+    template = f"{tokenizer.chat_template}\0{digest(template_values(tokenizer))}"
+    return hashlib.sha256(f"{text}\0{template}".encode()).hexdigest()[:16]
 
 
 def prompts_config(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -7,13 +7,22 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from kvgauge import configuration
 from kvgauge.errors import UserError, unknown
 from kvgauge.models.attaching import attach
+from kvgauge.models.chat_template import fix_template
 from kvgauge.models.gguf import dense_checkpoint
+from kvgauge.models.overrides import overridden
 from kvgauge.models.spec import ModelSpec
 from kvgauge.models.squeezellm_store import squeeze_model
 from kvgauge.models.tiny import byte_tokenizer, random_model
@@ -67,6 +76,7 @@ def load_model(
         try:
             model = AutoModelForCausalLM.from_pretrained(
                 checkpoint,
+                config=overridden(_config(spec, checkpoint), spec.config, spec.name) if spec.config else None,
                 dtype=spec.torch_dtype,
                 device_map=spec.device_map,
                 revision=spec.revision,
@@ -89,17 +99,24 @@ def load_tokenizer(name: str | ModelSpec) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, without its weights. Arguments and errors as `load_model`."""
     spec = name if isinstance(name, ModelSpec) else model_spec(name)
     if spec.source == "random":
-        return byte_tokenizer()
+        tokenizer = byte_tokenizer()
+        fix_template(tokenizer, spec.chat_template_kwargs or {}, spec.date)
+        return tokenizer
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             _checkpoint(spec), revision=spec.revision, trust_remote_code=spec.trust_remote_code
         )
     except (OSError, ValueError) as error:
         raise _unreachable(spec, error) from error
+    fix_template(tokenizer, spec.chat_template_kwargs or {}, spec.date)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _config(spec: ModelSpec, checkpoint: str) -> PreTrainedConfig:
+    return AutoConfig.from_pretrained(checkpoint, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
 
 
 def _checkpoint(spec: ModelSpec) -> str:

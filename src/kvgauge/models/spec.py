@@ -36,6 +36,10 @@ class ModelSpec:
         weights: how linear layers are stored, ``{method: squeezellm, bits: 4}`` (see
             `kvgauge.models.squeezellm.SqueezeLLM`); None as they come. It makes another model: give it another name.
         architecture: fields of the transformers configuration for ``source: random``, ``model_type`` among them.
+        config: fields of the model's configuration that replace its own, e.g. ``{rope_parameters: {…}}`` or
+            ``{max_position_embeddings: 65536}`` to extend the context. It makes another model.
+        chat_template_kwargs: values of the chat template's variables, e.g. ``{enable_thinking: false}``.
+        date: what a chat template that prints today's date prints instead, ``YYYY-MM-DD``.
 
     Raises:
         UserError: an unknown dtype, an architecture that does not go with the source, or weights that are no option.
@@ -51,6 +55,9 @@ class ModelSpec:
     seed: int = 0
     architecture: Mapping[str, Any] | None = None
     weights: Mapping[str, Any] | None = None
+    config: Mapping[str, Any] | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    date: str = "2026-01-01"
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from kvgauge.errors import UserError
+from kvgauge.models.overrides import overridden
 from kvgauge.models.spec import ModelSpec
 
 
@@ -24,6 +25,8 @@ def random_model(spec: ModelSpec) -> PreTrainedModel:
         config = AutoConfig.for_model(model_type, **fields)
     except ValueError as error:
         raise UserError(f"model {spec.name}: transformers does not know model_type {model_type!r}") from error
+    if spec.config:
+        config = overridden(config, spec.config, spec.name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
