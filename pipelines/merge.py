@@ -1,6 +1,7 @@
 """merge: a method's compressed caches of held-out contexts against the exact ones.
 
     python -m pipelines.merge method=kqsvd fidelity.ranks=[48,32,24,16]
+    python -m pipelines.merge panel=demo
 
 Writes ``merge/…/fidelity.json`` (seven errors per layer, for caches whose entries stand for single tokens) and
 ``merge/…/model.json`` (KL, perplexity and bytes).
@@ -18,12 +19,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvgauge import artifacts, configuration, provenance
 from kvgauge.architecture.facts import check_length, model_facts
+from kvgauge.configuration import digest
 from kvgauge.contract.fitted import Fitted
+from kvgauge.contract.fitting import fit_config
 from kvgauge.contract.method import Method
 from kvgauge.errors import UserError
+from kvgauge.evaluation.panel import settings
 from kvgauge.measure import fidelity
 from kvgauge.methods.per_head.low_rank import LowRankPerHead
-from kvgauge.methods.registry import as_method
 from kvgauge.models.loading import load_model
 from kvgauge.stage import complete, stage, stage_directory
 from kvgauge.tracking import track
@@ -31,42 +34,57 @@ from kvgauge.tracking import track
 
 def run(cfg: DictConfig) -> None:
     model, tokenizer = load_model(configuration.build(cfg.model, "model"))
-    method = as_method(configuration.build(cfg.method, "method"))
-    config = provenance.merge_config(cfg, model, tokenizer, method)
-    directory = stage_directory(cfg, "merge", method.label, config)
+    methods = [setting.method for setting in settings(cfg)]
+    config = provenance.merge_config(cfg, model, tokenizer, methods)
+    label = methods[0].name if len({method.name for method in methods}) == 1 else f"panel-{len(methods)}"
+    directory = stage_directory(cfg, "merge", label, config)
     if complete(directory, config):
         return
-    fitted = provenance.load_fit(cfg, model, tokenizer, method)
-    budgets = list(cfg.budgets or [method.budget])
+    fits = {method.label: provenance.load_fit(cfg, model, tokenizer, method) for method in methods}
     error_rows: list[dict[str, Any]] = []
     model_rows: list[dict[str, Any]] = []
-    for sequence, (context, continuation) in enumerate(tqdm(contexts(cfg, model, tokenizer), desc="merge")):
-        facts = {"model": cfg.model.name, "method": method.name, "sequence": sequence}
-        if isinstance(method, LowRankPerHead) and fitted is not None and model_facts(model).latent is None:
-            ranks = [(rank, rank) for rank in cfg.fidelity.ranks]
-            for row in fidelity.projection_errors(model, fitted, method.rope, ranks, context):
-                error_rows.append(row | facts | {"budget": None})
-            if method.rope == "pre":
-                continue
-        for budget in budgets:
-            chosen = method.sized(budget)
-            cell = facts | {"cell": chosen.label, "budget": budget}
-            cache = fidelity.compress_context(model, chosen, fitted, context)
-            ranks_of = chosen_ranks(chosen, fitted, model, context.shape[1])
-            try:
-                error_rows += [
-                    cell | ranks_of[int(str(r["layer"]))] | r for r in fidelity.cache_errors(model, cache, context)
-                ]
-            except UserError as refusal:  # entries of merged caches stand for several tokens
-                tqdm.write(f"{chosen.label}: no errors per layer: {refusal}")
-            measured = fidelity.model_fidelity(model, chosen, cache, context, continuation)
-            model_rows.append(cell | ranks_of[0] | asdict(measured) | cache.remarks())
+    pairs = contexts(cfg, model, tokenizer)
+    with tqdm(total=len(pairs) * len(methods), desc="merge", unit="cell") as bar:
+        for sequence, (context, continuation) in enumerate(pairs):
+            projected: set[tuple[Any, ...]] = set()  # whose pairs were measured at the ranks asked for
+            for method in methods:
+                bar.set_postfix_str(method.label)
+                facts = {"model": cfg.model.name, "method": method.name, "sequence": sequence}
+                fitted = fits[method.label]
+                if isinstance(method, LowRankPerHead) and fitted is not None and model_facts(model).latent is None:
+                    ranks = [(rank, rank) for rank in cfg.fidelity.ranks]
+                    kind = (method.name, digest(fit_config(method)))
+                    if kind not in projected:
+                        projected.add(kind)
+                        rows = fidelity.projection_errors(model, fitted, method.rope, ranks, context)
+                        error_rows += [row | facts | {"budget": None} for row in rows]
+                if not (isinstance(method, LowRankPerHead) and method.rope == "pre"):
+                    errors, measured = measure(model, method, fitted, context, continuation)
+                    error_rows += [facts | row for row in errors]
+                    model_rows.append(facts | measured)
+                bar.update()
     artifacts.begin(directory)
     artifacts.write_json(directory / "fidelity.json", error_rows)
     artifacts.write_json(directory / "model.json", model_rows)
     artifacts.finish(directory, "merge", config)
     track(cfg, directory)
     print(directory)
+
+
+def measure(
+    model: PreTrainedModel, method: Method, fitted: Fitted | None, context: Tensor, continuation: Tensor
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The errors per layer of one cell's cache, and what the model makes of it."""
+    cell = {"cell": method.label, "budget": method.budget}
+    cache = fidelity.compress_context(model, method, fitted, context)
+    ranks_of = chosen_ranks(method, fitted, model, context.shape[1])
+    errors: list[dict[str, Any]] = []
+    try:
+        errors = [cell | ranks_of[int(str(row["layer"]))] | row for row in fidelity.cache_errors(model, cache, context)]
+    except UserError as refusal:  # entries of merged caches stand for several tokens
+        tqdm.write(f"{method.label}: no errors per layer: {refusal}")
+    measured = fidelity.model_fidelity(model, method, cache, context, continuation)
+    return errors, cell | ranks_of[0] | asdict(measured) | cache.remarks()
 
 
 def contexts(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -111,17 +111,19 @@ def load_fit(
 
 
 def merge_config(
-    cfg: DictConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, method: Method
+    cfg: DictConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, methods: Sequence[Method]
 ) -> dict[str, Any]:
-    """Identity of the fidelity of a method's caches."""
+    """Identity of the fidelity of the caches of some methods."""
     return {
         "contexts": digest(corpus_config(cfg, tokenizer, "validation")),
         "fidelity": plain(cfg.fidelity),
-        "budgets": plain(cfg.budgets),
         "model": model_fingerprint(model),
-        "method": config(method),
-        "code": [method_version(method), code_version("kvgauge.measure.fidelity")],
-        "fit": digest(fit_config(cfg, model, tokenizer, method)) if fitting.learns(method) else None,
+        "methods": [[config(method), method_version(method)] for method in methods],
+        "code": code_version("kvgauge.measure.fidelity", *ANSWERING),
+        "fits": [
+            digest(fit_config(cfg, model, tokenizer, method)) if fitting.learns(method) else None for method in methods
+        ],
+        "kernels": kernels_answer(model),
     }
 
 
@@ -144,9 +146,14 @@ def cell_config(
         "decoding": code_version(*ANSWERING),
         "fit": fit_fingerprint,
         "compress_at": compress_at,
-        "kernels": model.device.type == "cpu" and available(),  # they sum in another order
+        "kernels": kernels_answer(model),
         **more,
     }
+
+
+def kernels_answer(model: PreTrainedModel) -> bool:
+    """Compiled kernels compute what they can; they sum in another order than torch."""
+    return model.device.type == "cpu" and available()
 
 
 @lru_cache(maxsize=1)

@@ -4,7 +4,8 @@
 
 composes `params.yaml` from `conf/suite.yaml`, with the function that ``dvc exp run`` itself composes with, so that both
 agree to the byte; and it writes the code among the ``deps`` of every stage, found by `kvgauge.fingerprint` from the
-stage's module and from the classes that its parameters name. Everything else in `dvc.yaml` is written by hand.
+stage's module and from the classes that its parameters name, with the configurations of a panel's methods. Everything
+else in `dvc.yaml` is written by hand.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ import yaml
 from dvc.utils.hydra import compose_and_dump
 from ruamel.yaml import YAML
 
-from kvgauge import fingerprint
+from kvgauge import configuration, fingerprint
 from kvgauge.artifacts import replacing
 from kvgauge.configuration import CONF_DIR
+from kvgauge.evaluation.panel import PANELS
 
 PARAMS, PIPELINE = "params.yaml", "dvc.yaml"
-CODE = ("pipelines/", "src/")
+CODE = ("pipelines/", "src/", "conf/")
 PACKAGE = "src/kvgauge/"
 # What a folder of these holds concerns a stage that reaches half of it; of the others, every file stands for itself, so
 # that a method's stages do not run again for another family.
@@ -86,30 +88,28 @@ def code_of(stage: Mapping[str, Any], params: Mapping[str, Any], root: Path) -> 
     """Files and folders of `root` that a stage reaches: a folder where it reaches all of it, or enough (`WHOLE`)."""
     found = re.search(r"python -m (pipelines\.\w+)", stage["cmd"])
     assert found is not None, f"no stage of pipelines/ in {stage['cmd']!r}"
-    built = (node for key in _parameters(stage) for node in _targets(_at(params, key)))
-    modules = fingerprint.reached(found.group(1), *(target.rpartition(".")[0] for target in built))
+    nodes = [params[key] for key in stage["params"] if key != "panel"]
+    names: set[tuple[str, str]] = set()  # (group, name) of configurations
+    if "panel" in stage["params"]:
+        names |= set(_panel(params["panel"]))
+        nodes += [configuration.read(group, name) for group, name in names]
+    targets = (target for node in nodes for target in _targets(node))
+    modules = fingerprint.reached(found.group(1), *(target.rpartition(".")[0] for target in targets))
     files = {path.relative_to(root) for name in modules for path in fingerprint.sources(name)}
+    files |= {configuration.files(group)[name].relative_to(root) for group, name in names}
     return [path.as_posix() for path in sorted(_collapsed(files, root))]
 
 
-def _parameters(stage: Mapping[str, Any]) -> Iterator[str]:
-    """The keys of the parameters that a stage watches, one for each entry of its matrix."""
-    entries: list[dict[str, str]] = [{}]
-    for name, values in stage.get("matrix", {}).items():
-        entries = [entry | {name: value} for entry in entries for value in values]
-    for key in stage["params"]:
-        for entry in entries:
-            filled = key
-            for name, value in entry.items():
-                filled = filled.replace(f"${{item.{name}}}", value)
-            yield filled
-
-
-def _at(params: Mapping[str, Any], key: str) -> Any:
-    node: Any = params
-    for part in key.split("."):
-        node = node[part]
-    return node
+def _panel(panel: str) -> Iterator[tuple[str, str]]:
+    """The configurations that a saved panel is made of, itself, its methods and their members, as (group, name)."""
+    yield PANELS, panel
+    pending = list(configuration.read(PANELS, panel)["cells"])
+    while pending:
+        entry = pending.pop()
+        name = entry["method"] if isinstance(entry, Mapping) else entry
+        yield next((group, name) for group in ("method", "quantizer") if name in configuration.names(group))
+        if isinstance(entry, Mapping):
+            pending += entry.get("compose", [])
 
 
 def _targets(node: Any) -> Iterator[str]:
@@ -118,9 +118,6 @@ def _targets(node: Any) -> Iterator[str]:
         if isinstance(node.get("_target_"), str):
             yield node["_target_"]
         for value in node.values():
-            yield from _targets(value)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
             yield from _targets(value)
 
 
@@ -141,7 +138,7 @@ def _enough(folder: Path, known: set[Path], root: Path) -> bool:
         if path.suffix == ".py" or (path.is_dir() and path.name != "__pycache__")
     }
     share = 0.5 if folder.as_posix().removeprefix(PACKAGE) in WHOLE else 1.0
-    return len(folder.parts) > 2 and len(content & known) >= share * len(content)
+    return folder.parts[0] == "src" and len(folder.parts) > 2 and len(content & known) >= share * len(content)
 
 
 def main() -> None:
