@@ -13,6 +13,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from kvgauge import artifacts, configuration, provenance
+from kvgauge.contract.benchmark import as_benchmark
 from kvgauge.corpora.corpus import Split, load_corpus, load_held_out
 from kvgauge.models.loading import load_tokenizer
 from kvgauge.prompts.length import TokenCounter
@@ -29,12 +30,12 @@ def run(cfg: DictConfig) -> None:
 
 
 def prepare_prompts(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    benchmark = as_benchmark(configuration.build(cfg.benchmark, "benchmark"))
     config = provenance.prompts_config(cfg, tokenizer)
-    directory = stage_directory(cfg, "prompts", cfg.benchmark.name, config)
+    directory = stage_directory(cfg, "prompts", benchmark.name, config)
     if complete(directory, config):
         return
-    benchmark = configuration.build(cfg.benchmark, "benchmark")
-    samples = benchmark.prompts(TokenCounter(tokenizer, chat=cfg.benchmark.chat))
+    samples = benchmark.prompts(TokenCounter(tokenizer, chat=benchmark.chat))
     rows = [sample.to_dict() for sample in tqdm(samples, desc="prompts", unit="sample", total=benchmark.total)]
     artifacts.begin(directory)
     artifacts.write_lines(directory / "samples.jsonl", rows)

@@ -21,14 +21,13 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvgauge import configuration
-from kvgauge.benchmarks.ruler.config import RulerConfig
+from kvgauge.benchmarks.ruler import Ruler
 from kvgauge.calibration.collecting import collect
 from kvgauge.corpora.corpus import load_corpus
 from kvgauge.evaluation.answering import Answerer
 from kvgauge.evaluation.cell import Cell
 from kvgauge.evaluation.engine import Engine
 from kvgauge.evaluation.progress import Progress
-from kvgauge.evaluation.scoring import scorer
 from kvgauge.evaluation.store import AnswerStore
 from kvgauge.evaluation.units import Encoder, Unit, make_units
 from kvgauge.methods.registry import build_method
@@ -92,7 +91,7 @@ def compare(
 def _run(
     answerer: Answerer, encoder: Encoder, cells: Sequence[Cell], store: AnswerStore, units: Sequence[Unit]
 ) -> float:
-    with Progress(cells, [0] * len(cells), scorer("ruler"), show=False) as silent:
+    with Progress(cells, [0] * len(cells), Ruler(), show=False) as silent:
         start = time.perf_counter()
         Engine(answerer, encoder, cells, store, silent).run(units)
         return time.perf_counter() - start
@@ -118,10 +117,10 @@ def main() -> None:
     options = parser.parse_args()
     model, tokenizer = load_model(options.model)
     each = -(-options.samples // len(options.tasks))
-    ruler = RulerConfig(tasks=options.tasks, lengths=(options.length,), samples=each)
+    ruler = Ruler(tasks=options.tasks, lengths=(options.length,), samples=each)
     prompts = list(ruler.prompts(TokenCounter(tokenizer, chat=True)))[: options.samples]
     cells = fitted_cells(model, tokenizer, options.sequences)
-    result = compare(model, tokenizer, [Sample.of(prompt.to_dict()) for prompt in prompts], cells)
+    result = compare(model, tokenizer, prompts, cells)
     print(f"panel {result['panel_s']} s, separate {result['separate_s']} s", file=sys.stderr)
     print(json.dumps({"model": options.model, "length": options.length, **result}))
 

@@ -22,6 +22,7 @@ from kvgauge.contract import fitting
 from kvgauge.contract.fitted import Fitted
 from kvgauge.contract.identity import config, fit_version, method_version
 from kvgauge.contract.method import Method
+from kvgauge.errors import UserError
 from kvgauge.fingerprint import code_version
 from kvgauge.kernels.cpu.library import available
 from kvgauge.models.chat_template import template_values
@@ -46,13 +47,24 @@ def prompts_config(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> dict[
     return {
         "benchmark": plain(cfg.benchmark),
         "tokenizer": tokenizer_fingerprint(tokenizer),
-        "code": code_version(module_of(cfg.benchmark), "kvgauge.prompts.length"),
+        "code": benchmark_version(cfg, "kvgauge.prompts.length"),
     }
 
 
-def module_of(node: DictConfig) -> str:
-    """The module of the class that a configuration node names."""
-    return str(node._target_).rpartition(".")[0]
+def benchmark_version(cfg: DictConfig, *more: str) -> str:
+    """A hash of the sources that a benchmark's class reaches, and of those of the modules `more`.
+
+    Raises:
+        UserError: a class that stands in no module with a source.
+    """
+    target = str(cfg.benchmark._target_)
+    try:
+        return code_version(target.rpartition(".")[0], *more)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{target} is no class of a module with a source ({error.name}), so that nobody could tell its prompts "
+            f"from another version's: put it into a .py file and import it"
+        ) from error
 
 
 def corpus_config(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, split: str) -> dict[str, Any]:

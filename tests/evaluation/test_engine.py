@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kvgauge.evaluation.turns import needle_turns
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import kvgauge
@@ -15,7 +16,6 @@ from kvgauge.evaluation.cell import Cell
 from kvgauge.evaluation.engine import Engine, missing, rows
 from kvgauge.evaluation.scoring import scorer
 from kvgauge.evaluation.store import AnswerStore
-from kvgauge.evaluation.turns import needle_turns
 from kvgauge.evaluation.units import Encoder, Unit, make_units
 from kvgauge.layers.cache import KVCache
 from kvgauge.methods.exact.full import Full

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from kvgauge.evaluation.turns import needle_turns
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvgauge.errors import UserError
-from kvgauge.evaluation.turns import needle_turns
 from kvgauge.evaluation.units import Encoder, make_units
 from kvgauge.prompts.samples import Sample
 

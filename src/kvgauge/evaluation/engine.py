@@ -11,9 +11,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from kvgauge.contract.benchmark import Benchmark
 from kvgauge.evaluation.answering import Answer, Answerer, ExactPrefill
 from kvgauge.evaluation.cell import Cell
-from kvgauge.evaluation.scoring import Scorer
+from kvgauge.evaluation.scoring import score
 from kvgauge.evaluation.store import AnswerStore, Record
 from kvgauge.evaluation.units import Encoder, Unit
 from kvgauge.prompts.encoding import Batch
@@ -110,12 +111,13 @@ def rows(
     cells: Sequence[Cell],
     store: AnswerStore,
     model_name: str,
-    scorer: Scorer,
+    benchmark: Benchmark,
 ) -> Rows:
     """The rows of what is stored.
 
     Raises:
         RuntimeError: a record is missing.
+        UserError: the benchmark cannot score an answer.
     """
     keys = {sample.id: key for unit in units for sample, key in zip(unit.samples, unit.keys, strict=True)}
     result = Rows([], [])
@@ -124,13 +126,13 @@ def rows(
             record = store.get(cell.fingerprint, keys[sample.id])
             if record is None:
                 raise RuntimeError(f"the answer of {cell.label} to {sample.id} is not in {store.root}")
-            result.samples.append(_row(cell, sample, dict(record), model_name, scorer))
+            result.samples.append(_row(cell, sample, dict(record), model_name, benchmark))
             timing = {"cell": cell.label, "compress_at": cell.compress_at, "sample_id": sample.id}
             result.timings.append(timing | {"seconds": record["seconds"]})
     return result
 
 
-def _row(cell: Cell, sample: Sample, record: Record, model_name: str, scorer: Scorer) -> dict[str, Any]:
+def _row(cell: Cell, sample: Sample, record: Record, model_name: str, benchmark: Benchmark) -> dict[str, Any]:
     del record["seconds"]
     answer = record.pop("text")
     return {
@@ -142,10 +144,11 @@ def _row(cell: Cell, sample: Sample, record: Record, model_name: str, scorer: Sc
         "model": model_name,
         "sample_id": sample.id,
         "task": sample.task,
+        "kind": benchmark.kind(sample.task),
         "length": sample.length,
         "answer": answer,
         "answers": list(sample.answers),
-        "score": scorer(sample, answer),
+        "score": score(benchmark, sample, answer),
         "truncated": bool(sample.facts.get("truncated")) or record["truncated_tokens"] > 0,
         **record,
     }

@@ -8,8 +8,9 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from kvgauge.contract.benchmark import Benchmark
 from kvgauge.evaluation.cell import Cell
-from kvgauge.evaluation.scoring import Scorer
+from kvgauge.evaluation.scoring import score
 from kvgauge.prompts.samples import Sample
 
 
@@ -19,13 +20,13 @@ class Progress:
     Args:
         cells: of the run.
         todo: answers that are not stored yet, for every cell.
-        scorer: gives the running mean.
+        benchmark: gives the scores of the running mean.
         show: False shows nothing.
     """
 
-    def __init__(self, cells: Sequence[Cell], todo: Sequence[int], scorer: Scorer, show: bool = True) -> None:
+    def __init__(self, cells: Sequence[Cell], todo: Sequence[int], benchmark: Benchmark, show: bool = True) -> None:
         live = show and sys.stderr.isatty()
-        self.scorer = scorer
+        self.benchmark = benchmark
         self.total = tqdm(
             total=sum(todo), desc="evaluate", unit="answer", disable=not show, mininterval=0.1 if live else 10.0
         )
@@ -47,7 +48,7 @@ class Progress:
     def answered(self, cell: Cell, sample: Sample, text: str) -> None:
         """Count an answer and show the running mean of its cell."""
         scores, bar = self.scores[cell.fingerprint], self.bars[cell.fingerprint]
-        scores.append(self.scorer(sample, text))
+        scores.append(score(self.benchmark, sample, text))
         bar.set_postfix_str(f"mean {sum(scores) / len(scores):.2f}", refresh=False)
         bar.update()
         self.total.set_postfix_str(f"{cell.label} {sample.task}", refresh=False)

@@ -15,8 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvgauge import artifacts, configuration, provenance
 from kvgauge.configuration import digest
+from kvgauge.contract.benchmark import Benchmark, as_benchmark
 from kvgauge.errors import UserError
-from kvgauge.evaluation import estimate, scoring, statistics, turns
+from kvgauge.evaluation import estimate, scoring, statistics
 from kvgauge.evaluation.answering import Answerer
 from kvgauge.evaluation.cell import Cell
 from kvgauge.evaluation.engine import Engine, missing, rows
@@ -24,9 +25,7 @@ from kvgauge.evaluation.panel import Setting, cells, settings
 from kvgauge.evaluation.progress import Progress
 from kvgauge.evaluation.sharding import Processes
 from kvgauge.evaluation.store import AnswerStore
-from kvgauge.evaluation.turns import with_turns
 from kvgauge.evaluation.units import Encoder, Unit, make_units
-from kvgauge.fingerprint import code_version
 from kvgauge.methods.exact.full import Full
 from kvgauge.models.identity import weights_nbytes
 from kvgauge.models.loading import load_model
@@ -49,7 +48,7 @@ class Plan:
         cells: whose rows are written.
         baseline: an uncompressed cell that only serves the paired differences; None where `cells` has one, or where no
             baseline is wanted.
-        scorer: of the benchmark.
+        benchmark: scores the answers.
         config: identity of the results.
         directory: where they go.
         store: where answers are kept.
@@ -63,7 +62,7 @@ class Plan:
     units: Sequence[Unit]
     cells: Sequence[Cell]
     baseline: Cell | None
-    scorer: scoring.Scorer
+    benchmark: Benchmark
     config: dict[str, Any]
     directory: Path
     store: AnswerStore
@@ -114,12 +113,12 @@ def load_plan(cfg: DictConfig, processes: Processes) -> Plan:
         UserError: bad input, or a stage that has to run first.
     """
     chosen = settings(cfg)
-    scorer = scoring.scorer(cfg.benchmark.name)
+    benchmark = as_benchmark(configuration.build(cfg.benchmark, "benchmark"))
     spec: ModelSpec = configuration.build(cfg.model, "model")
     several = processes.size > 1 and spec.device == "auto" and spec.device_map is None and torch.cuda.is_available()
     device = f"cuda:{processes.local_rank % torch.cuda.device_count()}" if several else None
     model, tokenizer = load_model(spec, device=device)
-    return make_plan(cfg, model, tokenizer, chosen, scorer)
+    return make_plan(cfg, model, tokenizer, chosen, benchmark)
 
 
 def dry_run(plan: Plan, processes: Processes) -> str:
@@ -137,7 +136,7 @@ def make_plan(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     chosen: Sequence[Setting],
-    scorer: scoring.Scorer,
+    benchmark: Benchmark,
 ) -> Plan:
     """What a run will do.
 
@@ -146,7 +145,9 @@ def make_plan(
     """
     prompts_config = provenance.prompts_config(cfg, tokenizer)
     prompts = artifacts.find(cfg.artifacts, "prompts", prompts_config, "python -m pipelines.prepare")
-    samples = with_turns(cfg.benchmark.name, read_samples(prompts), cfg.turns)
+    samples = read_samples(prompts)
+    if cfg.turns > 1:
+        samples = benchmark.turns(samples, cfg.turns)
     # Both change the order of floating-point sums, and with it, once in a while, a token.
     more: dict[str, Any] = {"batch_size": cfg.batch_size} if cfg.batch_size > 1 else {}
     if draft_tokens(cfg):
@@ -155,7 +156,7 @@ def make_plan(
     baseline = None
     if cfg.baseline and all(cell.label != BASELINE for cell in panel):
         [baseline] = cells(cfg, model, tokenizer, [Setting(Full(), chosen[0].compress_at)], **more)
-    encoder = Encoder(model, tokenizer, cfg.benchmark.get("chat"), scoring.limit(cfg.benchmark.name))
+    encoder = Encoder(model, tokenizer, benchmark.chat, benchmark.overlong)
     units = make_units(samples, encoder, cfg.batch_size, cfg.turns)
     config = {
         "cells": [cell.fingerprint for cell in panel],
@@ -163,10 +164,10 @@ def make_plan(
         "prompts": digest(prompts_config),
         "turns": cfg.turns,
         "seed": cfg.seed,
-        "code": code_version(*(module.__name__ for module in (scoring, statistics, turns))),
+        "code": provenance.benchmark_version(cfg, scoring.__name__, statistics.__name__),
     }
     label = panel[0].label if len(panel) == 1 else f"panel-{len(panel)}"
-    directory = stage_directory(cfg, "evaluate", f"{cfg.model.name}-{cfg.benchmark.name}-{label}", config)
+    directory = stage_directory(cfg, "evaluate", f"{cfg.model.name}-{benchmark.name}-{label}", config)
     # A store of the run's own lets processes meet there, and is gone afterwards.
     root = Path(cfg.artifacts) / "answers" if cfg.store else directory / ".answers"
     return Plan(
@@ -177,7 +178,7 @@ def make_plan(
         units,
         panel,
         baseline,
-        scorer,
+        benchmark,
         config,
         directory,
         AnswerStore(root),
@@ -204,21 +205,21 @@ def answer(plan: Plan, units: Sequence[Unit], show: bool = True) -> None:
     todo = [sum(len(unit.samples) for unit in units if missing(unit, [cell], plan.store)) for cell in plan.all_cells]
     for cell in plan.all_cells:
         plan.store.describe(cell.fingerprint, cell.config)
-    with Progress(plan.all_cells, todo, plan.scorer, show) as progress:
+    with Progress(plan.all_cells, todo, plan.benchmark, show) as progress:
         answerer = Answerer(plan.model, plan.tokenizer, plan.draft_tokens)
         Engine(answerer, plan.encoder, plan.all_cells, plan.store, progress).run(units)
 
 
 def write(plan: Plan, cfg: DictConfig) -> None:
     """Write the results of what is stored."""
-    found = rows(plan.units, plan.samples, plan.all_cells, plan.store, cfg.model.name, plan.scorer)
+    found = rows(plan.units, plan.samples, plan.all_cells, plan.store, cfg.model.name, plan.benchmark)
     weights = {"weights_nbytes": weights_nbytes(plan.model)}
     summary = [row | weights for row in statistics.summarise(found.samples, BASELINE, seed=cfg.seed)]
+    averages = scoring.averages(plan.benchmark, summary)
     artifacts.begin(plan.directory)
     artifacts.write_lines(plan.directory / "samples.jsonl", _own(plan, found.samples))
     artifacts.write_lines(plan.directory / "timings.jsonl", _own(plan, found.timings))
     artifacts.write_json(plan.directory / "cells.json", _own(plan, summary))
-    averages = scoring.averages(cfg.benchmark.name, summary)
     if averages is not None:
         artifacts.write_json(plan.directory / "averages.json", _own(plan, averages))
     artifacts.finish(

@@ -1,59 +1,43 @@
-"""From a benchmark's name to its score."""
+"""What a benchmark says about answers, checked: figures that cannot be right never reach a result."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kvgauge.errors import unknown
+from kvgauge.contract.benchmark import AVERAGE_KEYS, Benchmark
+from kvgauge.errors import UserError
 from kvgauge.prompts.samples import Sample
 
-Scorer = Callable[[Sample, str], float]
 
-
-def _ruler(sample: Sample, answer: str) -> float:
-    from kvgauge.benchmarks.ruler.scoring import score
-
-    return score(sample.task, answer, sample.answers)
-
-
-def _longbench(sample: Sample, answer: str) -> float:
-    from kvgauge.benchmarks.longbench import score
-
-    return score(sample.task, answer, sample.answers, sample.facts.get("all_classes"))
-
-
-SCORERS: dict[str, Scorer] = {
-    "ruler": _ruler,
-    "longbench": _longbench,
-    "longbench_e": _longbench,
-    "longbench_stand_in": _longbench,
-}
-
-
-def scorer(benchmark: str) -> Scorer:
-    """The function (sample, answer) → score in [0, 1] of a benchmark.
+def score(benchmark: Benchmark, sample: Sample, answer: str) -> float:
+    """The score of one answer, from 0 to 1.
 
     Raises:
-        UserError: an unknown benchmark.
+        UserError: the benchmark cannot score the sample, or its score is outside.
     """
-    if benchmark not in SCORERS:
-        raise unknown("benchmark", benchmark, SCORERS)
-    return SCORERS[benchmark]
+    value = benchmark.score(sample, answer)
+    if not 0.0 <= value <= 1.0:
+        raise UserError(
+            f"benchmark {benchmark.name} scores an answer to {sample.id} with {value}: scores run from 0 to 1, "
+            f"correct its score method"
+        )
+    return value
 
 
-def limit(benchmark: str) -> str:
-    """What to do with a prompt that is longer than the model's positions: ``refuse``, or ``truncate`` its middle.
+def averages(benchmark: Benchmark, cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
+    """The benchmark's own averages of rows of cells, under its name; None where it has none.
 
-    LongBench's own scripts cut the middle out; a RULER prompt without its middle may lack its needle.
+    Raises:
+        UserError: a row of them lacks what the report needs.
     """
-    return "truncate" if benchmark.startswith("longbench") else "refuse"
-
-
-def averages(benchmark: str, cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
-    """The averages that a benchmark's papers print beside task means, from rows of cells; None where there are none."""
-    if not benchmark.startswith("longbench"):
+    rows = benchmark.averages(cells)
+    if rows is None:
         return None
-    from kvgauge.benchmarks.longbench import averages as of_categories
-
-    return of_categories(cells)
+    for row in rows:
+        lacking = [key for key in AVERAGE_KEYS if key not in row]
+        if lacking:
+            raise UserError(
+                f"an average of benchmark {benchmark.name} has no {', '.join(lacking)}: correct its averages method"
+            )
+    return [{"benchmark": benchmark.name, **row} for row in rows]

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvgauge.architecture.facts import model_facts
 from kvgauge.configuration import digest
+from kvgauge.contract.benchmark import Overlong
 from kvgauge.errors import UserError
 from kvgauge.prompts.encoding import Batch, Prompt, Template, batch_of, encode, encode_follow_up
 from kvgauge.prompts.samples import Sample
@@ -41,14 +42,17 @@ class Encoder:
         model: whose positions limit a prompt.
         tokenizer: of the model.
         chat: the benchmark's choice of a template, for samples that have none of their own.
-        limit: refuse prompts longer than the model's positions (``refuse``), or cut the middle out of their contexts
-            (``truncate``).
+        overlong: refuse prompts longer than the model's positions, or cut the middle out of their contexts.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chat: bool | None, limit: str = "refuse"
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        chat: bool | None,
+        overlong: Overlong = "refuse",
     ) -> None:
-        self.tokenizer, self.chat, self.limit = tokenizer, chat, limit
+        self.tokenizer, self.chat, self.overlong = tokenizer, chat, overlong
         self.positions = model_facts(model).max_positions
         self._template = lru_cache(maxsize=4)(lambda chat: Template.of(tokenizer, chat))
 
@@ -71,7 +75,7 @@ class Encoder:
         surplus = prompt.tokens + room - self.positions
         if surplus <= 0:
             return prompt, 0
-        if self.limit == "refuse" or surplus >= prompt.context.shape[1]:
+        if self.overlong == "refuse" or surplus >= prompt.context.shape[1]:
             raise UserError(
                 f"sample {sample.id} takes {prompt.tokens} tokens and {room} more for the answer, "
                 f"more than the model's {self.positions} positions: prepare shorter prompts"
@@ -110,11 +114,13 @@ def make_units(samples: Sequence[Sample], encoder: Encoder, batch_size: int = 1,
         turns: so many samples with the same context are the turns of one conversation, in their order.
 
     Raises:
-        UserError: a sample does not fit in the model's positions, batches of conversations, or ``turns`` where no two
-            samples share a context.
+        UserError: fewer than one turn or sequence of a batch, a sample that does not fit in the model's positions,
+            batches of conversations, or ``turns`` where no two samples share a context.
     """
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}: set it to 1 or more")
+    if turns < 1:
+        raise UserError(f"turns is {turns}: set it to 1 or more")
     if turns > 1:
         if batch_size > 1:
             raise UserError("turns and batch_size above 1 do not go together: set batch_size=1")
@@ -180,7 +186,7 @@ def sample_key(sample: Sample, encoder: Encoder, **more: object) -> str:
 
     Args:
         sample: which.
-        encoder: whose template and limit it meets.
+        encoder: whose template and positions it meets.
         more: what else a cell sees, e.g. the questions asked before.
     """
     template = encoder.template(sample)

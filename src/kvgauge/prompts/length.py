@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from transformers import PreTrainedTokenizerBase
 
 from kvgauge.prompts.encoding import Template, encode
+
+
+class PromptLength(Protocol):
+    """How many tokens a prompt has once it is assembled."""
+
+    def __call__(self, context: str, question: str, answer_prefix: str) -> int:
+        """Tokens of `context` and `question` in the user's turn and `answer_prefix` in the assistant's.
+
+        The chat template, its system prompt and its special tokens count too.
+        """
+        ...
 
 
 class TokenCounter:

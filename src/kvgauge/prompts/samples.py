@@ -1,4 +1,4 @@
-"""A benchmark prompt as the engine reads it from ``samples.jsonl``, whatever benchmark it comes from."""
+"""A benchmark prompt: as a benchmark makes it, as ``samples.jsonl`` holds it, and as the engine reads it."""
 
 from __future__ import annotations
 
@@ -11,42 +11,37 @@ from kvgauge.artifacts import read_lines
 from kvgauge.errors import UserError
 
 _REQUIRED = ("id", "task", "context", "question", "answers", "max_new_tokens", "length")
+_KNOWN = {*_REQUIRED, "answer_prefix", "tokens", "chat"}
 
 
-@dataclass(frozen=True)
-class Prompt:
+@dataclass(frozen=True, kw_only=True)
+class Sample:
     """One prompt and its references.
 
     Attributes:
         id: unique in its file, e.g. ``<task>-<length>-<index>``.
-        task: decides the score.
+        task: by which results are told apart.
         context: everything a cache may compress before the question is known: instructions and haystack.
         question: the rest of the user's turn. The turn is ``context + question``, nothing between.
         answer_prefix: the start of the assistant's turn, without surrounding blanks.
         answers: the references.
         max_new_tokens: tokens the answer may take.
         length: the target length in tokens, by which results are grouped.
+        tokens: of the assembled prompt plus `max_new_tokens`; None where the benchmark does not count them.
+        chat: use the chat template; None leaves it to the benchmark's configuration.
+        facts: what else the benchmark says about the sample, as JSON-like data: what its score needs, or
+            ``truncated``, True where the benchmark itself left a part of the context out.
     """
 
     id: str
     task: str
     context: str
     question: str
-    answer_prefix: str
+    answer_prefix: str = ""
     answers: tuple[str, ...]
     max_new_tokens: int
     length: int
-
-
-@dataclass(frozen=True)
-class Sample(Prompt):
-    """A prompt as it was read.
-
-    Attributes:
-        chat: use the chat template; None leaves it to the benchmark's configuration.
-        facts: what else the benchmark says about the sample, e.g. its language.
-    """
-
+    tokens: int | None = None
     chat: bool | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -60,7 +55,6 @@ class Sample(Prompt):
         missing = [key for key in _REQUIRED if key not in row]
         if missing:
             raise UserError(f"{where} has no {', '.join(missing)}: run `python -m pipelines.prepare` again")
-        known = {"answer_prefix", "chat", *_REQUIRED}
         return cls(
             id=row["id"],
             task=row["task"],
@@ -70,9 +64,32 @@ class Sample(Prompt):
             answers=tuple(row["answers"]),
             max_new_tokens=int(row["max_new_tokens"]),
             length=int(row["length"]),
+            tokens=row.get("tokens"),
             chat=row.get("chat"),
-            facts={key: value for key, value in row.items() if key not in known},
+            facts={key: value for key, value in row.items() if key not in _KNOWN},
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The sample as one JSON object, which `of` reads; what is None is left out.
+
+        Raises:
+            UserError: a fact has the name of an attribute.
+        """
+        taken = sorted(_KNOWN & self.facts.keys())
+        if taken:
+            raise UserError(f"sample {self.id} has a fact called {taken[0]}, as every sample has: call it otherwise")
+        row: dict[str, Any] = {
+            "id": self.id,
+            "task": self.task,
+            "context": self.context,
+            "question": self.question,
+            "answer_prefix": self.answer_prefix,
+            "answers": list(self.answers),
+            "max_new_tokens": self.max_new_tokens,
+            "length": self.length,
+        }
+        said = {"tokens": self.tokens, "chat": self.chat}
+        return row | {key: value for key, value in said.items() if value is not None} | dict(self.facts)
 
 
 def read_samples(directory: Path) -> list[Sample]:

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from kvgauge.artifacts import replacing, write_json
 from kvgauge.errors import UserError
 from kvgauge.report import plots, tables
+from kvgauge.report.averages import averages_tables
 from kvgauge.report.collect import Measurements, collect
 from kvgauge.report.frontier import FrontierTables, frontier_tables
-from kvgauge.report.longbench import longbench_table
 from kvgauge.report.page import Block, Section, render, slug
 from kvgauge.report.task_types import task_type_table
 
@@ -48,9 +48,9 @@ BEST = (
     "For each budget the best method as published and the best combination or variant of this project, both chosen by "
     "their score on these samples, and the paired difference (combination minus published) with its 95% interval."
 )
-LONGBENCH = (
-    "Means in percent, as the benchmark's paper prints them: each category is the mean of its datasets, overall the "
-    "mean of the categories. A star: not all datasets that belong to the average were run."
+AVERAGES = (
+    "Means in percent, taken together as the benchmark's papers do. A star: not all tasks that belong to the average were "
+    "run."
 )
 
 
@@ -82,8 +82,8 @@ def build_report(
 
     The same input gives the same bytes. Chapters without input are left out; ``table.csv`` and ``table.md`` hold the
     main table, or where nothing was evaluated the fidelity or the latency table. ``task_types.csv`` and
-    ``task_types.md`` are written where something was evaluated, ``dominance``, ``frontier``, ``best`` and ``longbench``
-    likewise where there is something to say.
+    ``task_types.md`` are written where something was evaluated, ``dominance``, ``frontier``, ``best`` and
+    ``averages-<benchmark>`` likewise where there is something to say.
 
     Args:
         evaluate_dirs: output directories of the evaluate stage.
@@ -109,7 +109,7 @@ def build_report(
     latency = tables.latency_table(measured.latency)
     types = task_type_table(measured.samples, measured.model)
     front = frontier_tables(measured.samples)
-    longbench = longbench_table(measured.cells)
+    averages = averages_tables(measured.averages)
 
     draft = _Draft()
     if measured.cells:
@@ -117,8 +117,9 @@ def build_report(
         if not front.points.empty:
             _frontier(draft, measured, front, palette)
         draft.sections.append(Section("By task type", blocks=[_table(types, "", TYPES)]))
-        if not longbench.empty:
-            draft.sections.append(Section("LongBench", blocks=[_table(longbench, "", LONGBENCH)]))
+        if averages:
+            blocks = [_table(table, name, AVERAGES) for name, table in averages.items()]
+            draft.sections.append(Section("Averages", blocks=blocks))
     if measured.fidelity or measured.model:
         _fidelity(draft, measured, fidelity, palette)
     if measured.latency:
@@ -134,7 +135,8 @@ def build_report(
     _write(out / "table.csv", tables.to_csv(chief).encode())
     _write(out / "table.md", tables.to_markdown(chief).encode())
     beside = {"task_types": types} if measured.cells else {}
-    beside |= {"dominance": front.pairs, "frontier": front.points, "best": front.best, "longbench": longbench}
+    beside |= {"dominance": front.pairs, "frontier": front.points, "best": front.best}
+    beside |= {slug(f"averages {name}"): table for name, table in averages.items()}
     for name, table in beside.items():
         if name == "task_types" or not table.empty:
             _write(out / f"{name}.csv", tables.to_csv(table).encode())

@@ -6,12 +6,13 @@ A row is a dict as the stage wrote it. What is checked here need not be checked 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kvgauge.artifacts import read_json, read_lines
+from kvgauge.contract.benchmark import AVERAGE_KEYS
 from kvgauge.errors import UserError
 from kvgauge.evaluation.statistics import summarise
 
@@ -36,13 +37,17 @@ LATENCY_KEYS = (
 
 @dataclass(frozen=True)
 class Measurements:
-    """Everything a report shows, as rows: samples and their cells, fidelity by layer and of the model, latency."""
+    """Everything a report shows, as rows: samples and their cells, fidelity by layer and of the model, latency.
+
+    Averages stand apart for each directory of evaluate, each with ``n``, the number of samples in it.
+    """
 
     samples: list[Row] = field(default_factory=list)
     cells: list[Row] = field(default_factory=list)
     fidelity: list[Row] = field(default_factory=list)
     model: list[Row] = field(default_factory=list)
     latency: list[Row] = field(default_factory=list)
+    averages: list[list[Row]] = field(default_factory=list)
 
 
 def collect(
@@ -58,7 +63,8 @@ def collect(
     once per method) counts once.
 
     Args:
-        evaluate_dirs: directories with ``samples.jsonl`` and ``cells.json``.
+        evaluate_dirs: directories with ``samples.jsonl`` and ``cells.json``, and with ``averages.json`` where the
+            benchmark has averages of its own.
         merge_dirs: directories with ``fidelity.json`` and ``model.json``.
         latency_dirs: directories with ``latency.json``.
 
@@ -84,6 +90,7 @@ def collect(
         fidelity=[row for path in merged for row in _read_rows(path / "fidelity.json", FIDELITY_KEYS, "merge")],
         model=[row for path in merged for row in _read_rows(path / "model.json", MODEL_KEYS, "merge")],
         latency=[row for path in timed for row in _read_rows(path / "latency.json", LATENCY_KEYS, "latency")],
+        averages=[_read_averages(directory, rows) for directory, rows, _ in results],
     )
 
 
@@ -137,6 +144,28 @@ def _read_evaluation(directory: Path) -> tuple[list[Row], list[Row]]:
     return samples, cells
 
 
+def _read_averages(directory: Path, samples: Sequence[Row]) -> list[Row]:
+    """The benchmark's own averages in a directory, if there are any, with the number of the samples in each."""
+    path = directory / "averages.json"
+    if not path.exists():
+        return []
+    counts: dict[tuple[Any, ...], Counter[tuple[str, int]]] = {}
+    for sample in samples:
+        counts.setdefault(_setting(sample), Counter())[sample["task"], sample["length"]] += 1
+    return [
+        row | {"n": _averaged(row, counts.get(_setting(row), Counter()))}
+        for row in _read_rows(path, AVERAGE_KEYS, "evaluate")
+    ]
+
+
+def _averaged(average: Row, counts: Mapping[tuple[str, int], int]) -> int:
+    """How many of a setting's samples, counted by task and length, are in an average."""
+    tasks = average.get("tasks", [task for task, _ in counts])
+    return sum(
+        count for (task, length), count in counts.items() if task in tasks and average["length"] in (None, length)
+    )
+
+
 def _keep_differences(cells: Iterable[Row], written: Iterable[Row]) -> None:
     """Fill differences that could not be computed here from rows of the same samples whose stage could.
 
@@ -150,12 +179,14 @@ def _keep_differences(cells: Iterable[Row], written: Iterable[Row]) -> None:
 
 def _keep_weights(cells: Iterable[Row], written: Iterable[Row]) -> None:
     """Fill in the bytes of the weights, which samples do not know; results from before they were counted have none."""
-    names = ("model", "compress_at", "cell")
-    known = {tuple(row[name] for name in names): row["weights_nbytes"] for row in written if "weights_nbytes" in row}
+    known = {_setting(row): row["weights_nbytes"] for row in written if "weights_nbytes" in row}
     for cell in cells:
-        setting = tuple(cell[name] for name in names)
-        if setting in known:
-            cell["weights_nbytes"] = known[setting]
+        if _setting(cell) in known:
+            cell["weights_nbytes"] = known[_setting(cell)]
+
+
+def _setting(row: Row) -> tuple[Any, ...]:
+    return (row["model"], row["compress_at"], row["cell"])
 
 
 def _identity(cell: Row) -> tuple[Any, ...]:

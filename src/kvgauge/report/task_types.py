@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kvgauge.benchmarks.task_types import LANGUAGE_MODELLING, TASK_TYPES, task_type
+from kvgauge.contract.benchmark import KINDS, OTHER
 from kvgauge.evaluation.statistics import summarise
 from kvgauge.report.tables import fidelity_label
 
 Row = dict[str, Any]
 
+LANGUAGE_MODELLING = "language modelling"
 MOMENTS = ("context", "prompt")
 HEAD = ["type", "cell", "model", "tasks", "n"]
 PREDICTIONS = ["kl", "perplexity", "perplexity_full"]
@@ -29,10 +30,10 @@ COLUMNS = [
 def task_type_table(
     samples: Sequence[Mapping[str, Any]], predictions: Sequence[Mapping[str, Any]] = (), baseline: str = "full"
 ) -> pd.DataFrame:
-    """One row per task type, model and cell.
+    """One row per task type, model and cell: the types of `KINDS` first, then others by name.
 
     Args:
-        samples: rows of the evaluate stage.
+        samples: rows of the evaluate stage; one that does not say of what ``kind`` it is is of the type "other".
         predictions: rows of ``model.json`` of the merge stage; they are the type "language modelling".
         baseline: label of the uncompressed cell, which has no moment of compression: its means stand at both.
 
@@ -51,10 +52,10 @@ def task_type_table(
         for moment in MOMENTS if cell["cell"] == baseline else (cell["compress_at"],):
             row |= {f"{moment}{end}": cell[name] for end, name in (("", "mean"), ("_low", "low"), ("_high", "high"))}
             row |= {f"diff_{moment}{end}": cell[f"diff{end}"] for end in ("", "_low", "_high")}
-    for cell in _perplexities(predictions, baseline):
-        rows[LANGUAGE_MODELLING, cell["model"], cell["cell"]] = cell
-    table = pd.DataFrame.from_records(list(rows.values())).reindex(columns=COLUMNS)
-    order = table["type"].map(TASK_TYPES.index)
+    lines = [*rows.values(), *_perplexities(predictions, baseline)]
+    table = pd.DataFrame.from_records(lines).reindex(columns=COLUMNS)
+    own = sorted({row["type"] for row in lines} - {*KINDS, LANGUAGE_MODELLING, OTHER})
+    order = table["type"].map([*KINDS, *own, LANGUAGE_MODELLING, OTHER].index)
     return table.assign(order=order).sort_values("order", kind="stable", ignore_index=True).drop(columns="order")
 
 
@@ -62,7 +63,7 @@ def _summaries(samples: Sequence[Mapping[str, Any]], baseline: str) -> Iterator[
     """(type, row over all its tasks and lengths) in the order of `summarise`."""
     by_type: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for sample in samples:
-        by_type[task_type(str(sample["task"]))].append(sample)
+        by_type[str(sample.get("kind") or OTHER)].append(sample)
     for kind, members in by_type.items():
         tasks = ", ".join(sorted({str(sample["task"]) for sample in members}))
         several = len({sample["length"] for sample in members}) > 1

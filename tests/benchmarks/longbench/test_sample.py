@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from kvgauge.benchmarks.longbench import DATASETS, LongBenchConfig, score
+from kvgauge.benchmarks.longbench import DATASETS, LongBench, score
 from kvgauge.benchmarks.longbench.datasets import EDITIONS, file_name, names, task_name
 from kvgauge.benchmarks.longbench.prompts import prompt_formats
 from kvgauge.benchmarks.longbench.rows import Files
@@ -16,7 +16,7 @@ TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[ans
 @pytest.fixture
 def prompts(directory, counter):
     def make(**fields):
-        return list(LongBenchConfig(**{"source": str(directory)} | fields).prompts(counter))
+        return list(LongBench(**{"source": str(directory)} | fields).prompts(counter))
 
     return make
 

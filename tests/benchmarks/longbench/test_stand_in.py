@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kvgauge import configuration
-from kvgauge.benchmarks.longbench import DATASETS, LongBenchConfig, score
+from kvgauge.benchmarks.longbench import DATASETS, LongBench, score
 from kvgauge.benchmarks.longbench.datasets import names
 from kvgauge.benchmarks.longbench.rows import Files
 from kvgauge.benchmarks.longbench.stand_in import MAKERS, QUESTION_TYPES, main, question_type, rows
@@ -110,7 +110,7 @@ def test_no_row_is_longer_than_asked_unless_its_own_passages_are(sources):
 def test_prompts_are_named_as_the_stand_in(written, counter):
     node = configuration.read("benchmark", "longbench_stand_in") | {"source": str(written)}
     config = configuration.build(node, "benchmark", samples=2)
-    assert isinstance(config, LongBenchConfig) and config.edition == "stand_in"
+    assert isinstance(config, LongBench) and config.edition == "stand_in"
     prompts = list(config.prompts(counter))
     assert [prompt.task for prompt in prompts] == [f"{name}_stand_in" for name in names("stand_in") for _ in range(2)]
     assert {prompt.dataset for prompt in prompts} <= set(DATASETS)
@@ -119,7 +119,7 @@ def test_prompts_are_named_as_the_stand_in(written, counter):
 def test_a_missing_directory_says_how_to_make_it(tmp_path, counter):
     for source in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UserError, match=r"make them with python -m kvgauge\.benchmarks\.longbench\.stand_in"):
-            list(LongBenchConfig(edition="stand_in", source=str(source)).prompts(counter))
+            list(LongBench(edition="stand_in", source=str(source)).prompts(counter))
 
 
 def test_more_samples_than_questions_are_refused(sources):

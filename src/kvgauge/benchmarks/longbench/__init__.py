@@ -2,18 +2,17 @@
 
 from kvgauge.benchmarks.longbench.averages import averages
 from kvgauge.benchmarks.longbench.buckets import BUCKETS, Bucket, bucket_of
-from kvgauge.benchmarks.longbench.config import LongBenchConfig
 from kvgauge.benchmarks.longbench.datasets import DATASETS, Dataset, dataset_of
+from kvgauge.benchmarks.longbench.longbench import LongBench
 from kvgauge.benchmarks.longbench.metrics import score
-from kvgauge.benchmarks.longbench.sample import LongBenchSample, load
+from kvgauge.benchmarks.longbench.sample import load
 
 __all__ = [
     "BUCKETS",
     "Bucket",
     "DATASETS",
     "Dataset",
-    "LongBenchConfig",
-    "LongBenchSample",
+    "LongBench",
     "averages",
     "bucket_of",
     "dataset_of",

@@ -8,14 +8,15 @@ length interval.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from statistics import fmean
 from typing import Any
 
+from kvgauge.benchmarks.longbench.buckets import BUCKETS
 from kvgauge.benchmarks.longbench.datasets import (
     CATEGORIES,
     DATASETS,
+    E_SUFFIX,
     EDITIONS,
     Dataset,
     Edition,
@@ -23,8 +24,8 @@ from kvgauge.benchmarks.longbench.datasets import (
     names,
     task_name,
 )
+from kvgauge.contract.benchmark import means_by_setting
 
-_SETTING = ("cell", "method", "budget", "compress_at", "model", "length")
 _SPOKEN = ("en", "zh")
 
 
@@ -38,21 +39,25 @@ def averages(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     Returns:
         For each cell, length and language a row per category that has datasets there, and one for ``overall``: the
         cell's own keys, ``language`` (``en``, ``zh``; ``all`` where there are both, or only code), ``average``,
-        ``mean`` (0 to 1), ``tasks``, and ``complete`` (whether every dataset that belongs to the average is in it).
+        ``mean`` (0 to 1), ``tasks``, and ``complete`` (whether every dataset that belongs to the average is in it); in
+        LongBench-E also ``words``, the length interval, or ``all`` for the mean over them.
 
     Raises:
         UserError: a task that is not LongBench's.
     """
-    settings: dict[tuple[Any, ...], dict[str, float]] = defaultdict(dict)
-    for row in cells:
-        if row["task"] != "all":
-            settings[tuple(row[key] for key in _SETTING)][row["task"]] = float(row["mean"])
     return [
-        dict(zip(_SETTING, setting, strict=True)) | row
-        for setting, means in settings.items()
+        setting | _words(setting["length"], means) | row
+        for setting, means in means_by_setting(cells)
         for language in _languages(means)
         for row in _rows(means, language)
     ]
+
+
+def _words(length: int | None, tasks: Iterable[str]) -> dict[str, str]:
+    """The length interval of LongBench-E's tasks; nothing in the other editions."""
+    if not all(task.endswith(E_SUFFIX) for task in tasks):
+        return {}
+    return {"words": next((bucket.label for bucket in BUCKETS if bucket.length == length), "all")}
 
 
 def _languages(means: Mapping[str, float]) -> list[str]:

@@ -27,7 +27,7 @@ def score(task: str, answer: str, answers: Sequence[str], all_classes: Sequence[
     """The score of one answer, from 0 to 1: that of the reference it fits best.
 
     Args:
-        task: a dataset of either edition, as in `LongBenchSample.task`.
+        task: a dataset of either edition, as in `Sample.task`.
         answer: the generated text. Of few-shot answers only the first line counts.
         answers: the references.
         all_classes: of a classification dataset.

@@ -50,7 +50,7 @@ class Files:
     """The official files of a source.
 
     Args:
-        source: ``hub``, a directory or a zip file, see `LongBenchConfig`.
+        source: ``hub``, a directory or a zip file, see `LongBench`.
         tasks: the tasks that will be read, each a file's name without ``.jsonl``.
         advice: how to come by the files, for error messages.
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -14,51 +13,14 @@ from kvgauge.benchmarks.longbench.datasets import DATASETS, Dataset, Edition, fi
 from kvgauge.benchmarks.longbench.prompts import prompt_formats
 from kvgauge.benchmarks.longbench.rows import ADVICE, Files, Row
 from kvgauge.benchmarks.longbench.truncation import fit
-from kvgauge.prompts.benchmark_sample import Sample
 from kvgauge.prompts.encoding import Template
+from kvgauge.prompts.samples import Sample
 
 if TYPE_CHECKING:
-    from kvgauge.benchmarks.longbench.config import LongBenchConfig
+    from kvgauge.benchmarks.longbench.longbench import LongBench
 
 
-@dataclass(frozen=True)
-class LongBenchSample(Sample):
-    """One LongBench prompt. The fields of `Sample` that mean something else here, and those that are added:
-
-    Attributes:
-        task: the dataset, with ``_e`` in LongBench-E and ``_stand_in`` in the stand-in.
-        length: what results are grouped by: in LongBench-E the bucket's number, see `Bucket.length`; else the
-            configuration's `max_length` in tokens, 0 where it sets none.
-        tokens: tokens of the assembled prompt plus `max_new_tokens`; at most `max_length`, if there is one.
-        dataset: the dataset.
-        category: its category in the paper.
-        language: the file's own: ``en``, ``zh``, or a programming language.
-        words: the file's own length, see `Row.words`.
-        bucket: LongBench-E's length interval; None in the standard edition.
-        whole_tokens: tokens before truncation, `max_new_tokens` included.
-        truncated: whether the middle of the prompt was left out.
-        chat: whether the prompt is put into the chat template.
-        all_classes: see `Row.all_classes`.
-        source_id: the file's own ``_id``.
-    """
-
-    dataset: str
-    category: str
-    language: str
-    words: int
-    bucket: str | None
-    whole_tokens: int
-    truncated: bool
-    chat: bool
-    all_classes: tuple[str, ...] | None
-    source_id: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """The sample as a JSON object."""
-        return super().to_dict() | {"all_classes": None if self.all_classes is None else list(self.all_classes)}
-
-
-def load(config: LongBenchConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[LongBenchSample]:
+def load(config: LongBench, tokenizer: PreTrainedTokenizerBase) -> Iterator[Sample]:
     """The prompts of a configuration.
 
     Args:
@@ -87,35 +49,51 @@ def _chosen(size: int, count: int | None, seed: str) -> Sequence[int]:
 
 
 def _sample(
-    config: LongBenchConfig,
+    config: LongBench,
     dataset: Dataset,
     row: Row,
     sample_id: str,
     tokenizer: PreTrainedTokenizerBase,
     template: Template,
-) -> LongBenchSample:
+) -> Sample:
+    """The sample of one row.
+
+    Its task is the dataset, with ``_e`` in LongBench-E and ``_stand_in`` in the stand-in; its length what results are
+    grouped by: in LongBench-E the bucket's number, see `Bucket.length`, else the configuration's `max_length` in
+    tokens, 0 where it sets none. Its facts:
+
+    - ``dataset``, and its ``category`` in the paper;
+    - ``language``: the file's own: ``en``, ``zh``, or a programming language;
+    - ``words``: the file's own length, see `Row.words`;
+    - ``bucket``: LongBench-E's length interval; None in the other editions;
+    - ``whole_tokens``: tokens before truncation, `max_new_tokens` included;
+    - ``truncated``: whether the middle of the prompt was left out;
+    - ``all_classes``: see `Row.all_classes`;
+    - ``source_id``: the file's own ``_id``.
+    """
     prompt = prompt_formats()[dataset.name]
     limit = None if config.max_length is None else config.max_length - dataset.max_new_tokens
     fitted = fit(tokenizer, template, prompt.context(row.context), prompt.question(row.input), limit)
     bucket = bucket_of(row.words) if config.edition == "e" else None
-    return LongBenchSample(
+    return Sample(
         id=sample_id,
         task=task_name(dataset.name, cast(Edition, config.edition)),
         context=fitted.context,
         question=fitted.question,
-        answer_prefix="",
         answers=row.answers,
         max_new_tokens=dataset.max_new_tokens,
         length=bucket.length if bucket else config.max_length or 0,
         tokens=fitted.tokens + dataset.max_new_tokens,
-        dataset=dataset.name,
-        category=dataset.category,
-        language=row.language,
-        words=row.words,
-        bucket=bucket.label if bucket else None,
-        whole_tokens=fitted.whole_tokens + dataset.max_new_tokens,
-        truncated=fitted.truncated,
         chat=config.chat and dataset.chat,
-        all_classes=row.all_classes,
-        source_id=row.source_id,
+        facts={
+            "dataset": dataset.name,
+            "category": dataset.category,
+            "language": row.language,
+            "words": row.words,
+            "bucket": bucket.label if bucket else None,
+            "whole_tokens": fitted.whole_tokens + dataset.max_new_tokens,
+            "truncated": fitted.truncated,
+            "all_classes": None if row.all_classes is None else list(row.all_classes),
+            "source_id": row.source_id,
+        },
     )

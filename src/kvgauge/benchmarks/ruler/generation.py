@@ -9,7 +9,8 @@ from kvgauge.benchmarks.ruler.spec import Draft, Draw, TaskSpec
 from kvgauge.benchmarks.ruler.tasks import TASKS
 from kvgauge.corpora.sources import Sources
 from kvgauge.errors import UserError, unknown
-from kvgauge.prompts.benchmark_sample import PromptLength, Sample
+from kvgauge.prompts.length import PromptLength
+from kvgauge.prompts.samples import Sample
 
 _TIDY_FILL = 0.95  # whole documents are worth this much of the length, a cut one is worth the rest
 _SLACK = 1 / 256  # of the length: not worth another measurement

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from kvgauge.evaluation.turns import needle_turns, with_turns
 
 from kvgauge.errors import UserError
-from kvgauge.evaluation.turns import needle_turns, with_turns
 from kvgauge.prompts.samples import Sample
 
 SampleMaker = Callable[..., list[Sample]]

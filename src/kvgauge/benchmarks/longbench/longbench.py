@@ -1,22 +1,35 @@
-"""What to ask of LongBench: the configuration of ``conf/benchmark/longbench*.yaml``."""
+"""LongBench as a benchmark: the configuration of ``conf/benchmark/longbench*.yaml``, and what is done with it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from kvgauge.benchmarks.longbench.datasets import EDITIONS, names
-from kvgauge.benchmarks.longbench.sample import LongBenchSample, load
+from kvgauge.benchmarks.longbench.averages import averages
+from kvgauge.benchmarks.longbench.datasets import DATASETS, EDITIONS, Category, dataset_of, names
+from kvgauge.benchmarks.longbench.metrics import score
+from kvgauge.benchmarks.longbench.sample import load
+from kvgauge.contract.benchmark import OTHER, Benchmark, Overlong
 from kvgauge.errors import UserError, unknown
 from kvgauge.prompts.length import TokenCounter
+from kvgauge.prompts.samples import Sample
+
+_KINDS: dict[Category, str] = {
+    "single_doc_qa": "qa",
+    "multi_doc_qa": "qa",
+    "summarization": "summarization",
+    "few_shot": "few-shot",
+    "synthetic": "retrieval",
+    "code": "code",
+}
 
 
-@dataclass(frozen=True)
-class LongBenchConfig:
-    """Which prompts to make.
+@dataclass(frozen=True, kw_only=True)
+class LongBench(Benchmark):
+    """An edition of LongBench.
 
     Attributes:
-        name: the benchmark's name; starts with ``longbench``.
         tasks: names of `kvgauge.benchmarks.longbench.DATASETS`, or ``"all"`` of the edition; a tuple of names
             afterwards.
         edition: ``standard`` (21 datasets), ``e`` (LongBench-E: 13 datasets of even lengths) or ``stand_in`` (4 of
@@ -40,7 +53,6 @@ class LongBenchConfig:
     source: str = "hub"
     max_length: int | None = None
     seed: int = 42
-    chat: bool = True
 
     def __post_init__(self) -> None:
         if self.edition not in EDITIONS:
@@ -61,11 +73,27 @@ class LongBenchConfig:
                     f"benchmark longbench: {field} is {value}: set it to 1 or more, or to null for no limit"
                 )
 
-    def prompts(self, prompt_length: TokenCounter) -> Iterator[LongBenchSample]:
-        """Every sample of every dataset, in the paper's order; arguments and errors as `load`."""
-        return load(self, prompt_length.tokenizer)
+    def prompts(self, counter: TokenCounter) -> Iterator[Sample]:
+        """Every sample of every dataset, in the paper's order; errors as `load`."""
+        return load(self, counter.tokenizer)
+
+    def score(self, sample: Sample, answer: str) -> float:
+        """The dataset's official score; errors as `kvgauge.benchmarks.longbench.score`."""
+        return score(sample.task, answer, sample.answers, sample.facts.get("all_classes"))
 
     @property
-    def total(self) -> int | None:
-        """How many samples `prompts` yields: not known before the files are read."""
-        return None
+    def overlong(self) -> Overlong:
+        """The middle of a long context is left out, as the official script does."""
+        return "truncate"
+
+    def kind(self, task: str) -> str:
+        """By the paper's category of the dataset; counting paragraphs needs all of them, finding one does not."""
+        try:
+            dataset = dataset_of(task)
+        except UserError:
+            return OTHER
+        return "aggregation" if dataset is DATASETS["passage_count"] else _KINDS[dataset.category]
+
+    def averages(self, cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Of the six categories, and over them; see `kvgauge.benchmarks.longbench.averages`."""
+        return averages(cells)

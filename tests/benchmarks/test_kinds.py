@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from kvgauge.benchmarks.task_types import OTHER, TASK_TYPES, task_type
 
 from kvgauge.benchmarks.longbench.datasets import EDITIONS, names, task_name
 from kvgauge.benchmarks.ruler.tasks import TASKS
-from kvgauge.benchmarks.task_types import OTHER, TASK_TYPES, task_type
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,13 @@
-"""Several questions about one context: a compression that serves them all cannot have been made for one of them.
+"""Further questions about the context of a needle task.
 
 RULER's needle tasks hide more needles than they ask for. The further turns of a conversation ask for the others, in
-the task's own words. Samples of other benchmarks are turns of one conversation where they share a context.
+the task's own words.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 
 from kvgauge.errors import UserError
@@ -16,24 +15,6 @@ from kvgauge.prompts.samples import Sample
 
 _NEEDLE = re.compile(r"One of the special magic \w+ for ([\w-]+) is: ([\w-]+)\.")
 _ASKED = re.compile(r" for ([\w-]+) mentioned in the provided text")
-
-
-def with_turns(benchmark: str, samples: Sequence[Sample], turns: int) -> list[Sample]:
-    """The samples with the further turns of their conversations.
-
-    Args:
-        benchmark: its name.
-        samples: those of the prompts artifact.
-        turns: questions about each context; 1 changes nothing.
-
-    Raises:
-        UserError: fewer than one turn, or a RULER sample that does not hide so many needles.
-    """
-    if turns < 1:
-        raise UserError(f"turns is {turns}: set it to 1 or more")
-    if turns == 1 or benchmark != "ruler":
-        return list(samples)
-    return [turn for sample in samples for turn in needle_turns(sample, turns)]
 
 
 def needle_turns(sample: Sample, turns: int) -> list[Sample]:

@@ -1,20 +1,20 @@
 import pytest
 
 from kvgauge import configuration
-from kvgauge.benchmarks.ruler import TASKS, RulerConfig
+from kvgauge.benchmarks.ruler import TASKS, Ruler
 from kvgauge.errors import UserError
 
 
 def test_the_yaml_file_builds_it():
     config = configuration.build(configuration.read("benchmark", "ruler"), "benchmark", samples=2)
-    assert config == RulerConfig(samples=2)
+    assert config == Ruler(samples=2)
     assert config.tasks == tuple(TASKS)
     assert config.lengths == (1024,)
 
 
 def test_one_task_may_be_written_without_a_list():
-    assert RulerConfig(tasks="vt").tasks == ("vt",)
-    assert RulerConfig(tasks=["vt", "qa_1"]).tasks == ("vt", "qa_1")
+    assert Ruler(tasks="vt").tasks == ("vt",)
+    assert Ruler(tasks=["vt", "qa_1"]).tasks == ("vt", "qa_1")
 
 
 @pytest.mark.parametrize(
@@ -29,5 +29,5 @@ def test_one_task_may_be_written_without_a_list():
 )
 def test_bad_values_are_one_line(fields, message):
     with pytest.raises(UserError, match=message) as caught:
-        RulerConfig(**fields)
+        Ruler(**fields)
     assert "\n" not in str(caught.value)

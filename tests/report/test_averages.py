@@ -3,9 +3,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from kvgauge.report.longbench import longbench_table
 
 from kvgauge.benchmarks.longbench import BUCKETS
-from kvgauge.report.longbench import longbench_table
 
 HEAD: dict[str, Any] = {
     "cell": "xkv@0.5",
