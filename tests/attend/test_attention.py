@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from kvgauge.attend import attention
-from kvgauge.attend.attention import causal_mask, exact_attention, segmented_attention
+from kvgauge.attend.attention import exact_attention, segmented_attention
+from kvgauge.attend.mask import CAUSAL, Counts, Mask, causal_mask
 from kvgauge.layers.exact import ExactSegment
 
 
@@ -30,8 +31,8 @@ def test_segments_share_one_softmax(queries: int, cuts: tuple[int, ...]) -> None
         ExactSegment(one, other) for one, other in zip(keys.split(cuts, dim=2), values.split(cuts, dim=2), strict=True)
     ]
     expected = reference(query, keys, values, causal_mask(queries, 30, query.device), 0.2)
-    torch.testing.assert_close(segmented_attention(query, parts, None, 0.2), expected)
-    torch.testing.assert_close(exact_attention(query, keys, values, None, 0.2), expected)
+    torch.testing.assert_close(segmented_attention(query, parts, CAUSAL, 0.2), expected)
+    torch.testing.assert_close(exact_attention(query, keys, values, CAUSAL, 0.2), expected)
 
 
 @pytest.mark.parametrize("queries", [1, 7])
@@ -41,12 +42,12 @@ def test_masked_tokens_have_no_weight(queries: int) -> None:
     mask[1, :, :, :11] = False
     expected = reference(query, keys, values, mask, 0.2)
     parts = [ExactSegment(keys[:, :, :9], values[:, :, :9]), ExactSegment(keys[:, :, 9:], values[:, :, 9:])]
-    torch.testing.assert_close(segmented_attention(query, parts, mask, 0.2), expected)
-    torch.testing.assert_close(exact_attention(query, keys, values, mask, 0.2), expected)
+    torch.testing.assert_close(segmented_attention(query, parts, Mask.of(mask), 0.2), expected)
+    torch.testing.assert_close(exact_attention(query, keys, values, Mask.of(mask), 0.2), expected)
 
 
 @pytest.mark.parametrize("side_by_side", [False, True])
-def test_integers_in_the_mask_of_one_query_count_tokens(side_by_side: bool) -> None:
+def test_counts_of_one_query_weigh_entries_by_their_tokens(side_by_side: bool) -> None:
     query, keys, values = states(6, 1, 0), states(3, 30, 1), states(3, 30, 2)
     counts = torch.randint(0, 4, (2, 1, 1, 30), dtype=torch.int32, generator=torch.Generator().manual_seed(3))
     places = [torch.repeat_interleave(torch.arange(30), row.flatten()) for row in counts]
@@ -60,15 +61,15 @@ def test_integers_in_the_mask_of_one_query_count_tokens(side_by_side: bool) -> N
     if side_by_side:
         keys, values = keys.mT.contiguous().mT, values.mT.contiguous().mT
     parts = [ExactSegment(keys[:, :, :9], values[:, :, :9]), ExactSegment(keys[:, :, 9:], values[:, :, 9:])]
-    torch.testing.assert_close(segmented_attention(query, parts, counts, 0.2), expected)
-    torch.testing.assert_close(exact_attention(query, keys, values, counts, 0.2), expected)
+    torch.testing.assert_close(segmented_attention(query, parts, Counts(counts), 0.2), expected)
+    torch.testing.assert_close(exact_attention(query, keys, values, Counts(counts), 0.2), expected)
 
 
 def test_blocks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     query, segment = states(6, 30, 0), ExactSegment(states(3, 30, 1), states(3, 30, 2))
-    whole = segmented_attention(query, [segment], None, 0.2)
+    whole = segmented_attention(query, [segment], CAUSAL, 0.2)
     monkeypatch.setattr(attention, "SCORE_BLOCK_BYTES", 4 * 2 * 6 * 30 * 4)  # four queries
-    torch.testing.assert_close(segmented_attention(query, [segment], None, 0.2), whole)
+    torch.testing.assert_close(segmented_attention(query, [segment], CAUSAL, 0.2), whole)
 
 
 def test_tensors_fall_through_to_scaled_dot_product_attention(tiny, tokens) -> None:

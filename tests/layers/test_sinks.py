@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import kvgauge
-from kvgauge.attend.attention import causal_mask
+from kvgauge.attend.mask import Mask, causal_mask
 from kvgauge.errors import UserError
 from kvgauge.layers.sinks import ExactSinks
 
@@ -42,7 +42,7 @@ def test_padded_rows_have_their_own_sinks_and_every_token_is_seen_once():
     assert torch.equal(left_keys, keys)
     assert rest.sum(dim=1).tolist() == [7, 3, 1]
     mask = (causal_mask(1, 10, keys.device) & valid[:, None, None]).expand(3, 1, 1, 10)
-    ordered = sinks.mask(mask, 1, 10)
+    ordered = sinks.mask(Mask.of(mask), 1, 10).whole(1, 13, keys.device).tensor
     assert ordered.shape[-1] == 13
     assert torch.equal(ordered.sum(dim=-1).flatten(), valid.sum(dim=1))
     seen = torch.cat([sinks.keys.view(), keys], dim=2)
@@ -95,7 +95,7 @@ def test_growing_goes_on_until_every_row_has_all_of_its_own(padding, cropped):
         assert torch.equal(sinks.keys.view()[row], keys[row, :, start : start + 7])
         assert torch.equal(sinks.values.view()[row], values[row, :, start : start + 7])
     mask = causal_mask(2, 14, keys.device) & (torch.ones(2, 1, 1, 14) > 0 if valid is None else valid[:, None, None])
-    ordered = sinks.mask(mask, 2, 14)
+    ordered = sinks.mask(Mask.of(mask), 2, 14).whole(2, 14, keys.device).tensor
     assert torch.equal(ordered.sum(dim=-1), mask.sum(dim=-1))
     seen = torch.cat([sinks.keys.view(), left], dim=2)
     for row in range(2):

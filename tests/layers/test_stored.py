@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kvgauge.attend.mask import CAUSAL
 from kvgauge.layers.cache import KVCache
 from kvgauge.layers.exact import ExactLayer
 from kvgauge.layers.stored import StoredLayer, whole_layer, whole_nbytes
@@ -31,7 +32,7 @@ def test_attention_is_that_of_the_stored_rows(storage, queries):
     layer = filled(storage)
     layer.update(states(3, queries, 3), states(3, queries, 4))
     query = states(6, queries, 5)
-    actual = layer.attend_compressed(query, None, 0.25).double()
+    actual = layer.attend_compressed(query, CAUSAL, 0.25).double()
     keys, values = (rows.double().repeat_interleave(2, dim=1) for rows in layer.dense())
     scores = query.double() @ keys.mT * 0.25
     later = torch.ones(queries, 130 + queries, dtype=torch.bool).triu(131)

@@ -9,6 +9,7 @@ import torch
 
 import kvgauge
 from kvgauge.architecture.facts import attention_modules, full_nbytes, model_facts
+from kvgauge.attend.mask import CAUSAL
 from kvgauge.layers.inputs import LayerInputs
 
 PRESSES = kvgauge.list_methods("kvpress")
@@ -242,7 +243,7 @@ def test_masked_entries_are_not_attended_to(tiny, tokens):
         torch.zeros_like(layer.keys_buffer.view()[:, :, :1]), torch.zeros_like(layer.keys_buffer.view()[:, :, :1])
     )
     layer.logical_length += 1
-    actual = layer.attend_compressed(query, None, 0.25)
+    actual = layer.attend_compressed(query, CAUSAL, 0.25)
     kept = torch.cat([layer.kept, torch.ones(1, heads.num_key_value_heads, 1, dtype=torch.bool)], dim=-1)
     for head in range(heads.num_attention_heads):
         source = head // heads.num_key_value_groups

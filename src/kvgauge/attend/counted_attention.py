@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from kvgauge.attend.attention import exact_attention
 from kvgauge.attend.cardinalities import HIDDEN, log_cardinalities
+from kvgauge.attend.mask import Mask
 from kvgauge.kernels.cpu.counting_softmax import counting_softmax
 from kvgauge.kernels.cpu.decode_attention import counted_decode_attention
 
@@ -38,17 +38,10 @@ def cardinality_attention(
     Returns:
         (batch, queries, num_attention_heads, head_dim).
     """
-    queries, entries = query.shape[2], keys.shape[2]
-    if queries == 1:
-        counts = None if cardinalities is None else cardinalities[:, None, None]
-        return exact_attention(query, keys, values, counts, scaling)
-    keys, values = keys.contiguous(), values.contiguous()  # scaled dot product attention is slow on others
-    if cardinalities is None:
-        return exact_attention(query, keys, values, None, scaling)
-    later = torch.ones(queries, queries, dtype=torch.bool, device=query.device).triu(1)
-    bias = log_cardinalities(cardinalities, query.dtype)[:, None, None, :]
-    bias = bias.masked_fill(functional.pad(later, (entries - queries, 0)), HIDDEN)
-    return exact_attention(query, keys, values, bias, scaling)
+    queries = query.shape[2]
+    if queries > 1:
+        keys, values = keys.contiguous(), values.contiguous()  # scaled dot product attention is slow on others
+    return exact_attention(query, keys, values, Mask.of_entries(cardinalities, queries, query.dtype), scaling)
 
 
 def counted_attention(

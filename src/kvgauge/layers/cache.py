@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
+from kvgauge.attend.mask import Mask
 from kvgauge.errors import UserError
 from kvgauge.store.rows import RowBuffer
 
@@ -50,9 +51,7 @@ class LayerCache(CacheLayerMixin):
         """Take in the keys and values of new tokens, (batch, num_key_value_heads, tokens, head_dim), post-RoPE."""
 
     @abstractmethod
-    def attend(
-        self, query: Tensor, *, attention_mask: Tensor | None, scaling: float, position_ids: Tensor | None
-    ) -> Tensor:
+    def attend(self, query: Tensor, *, mask: Mask, scaling: float, position_ids: Tensor | None) -> Tensor:
         """See `kvgauge.attend.attention.Attendable`."""
 
     @abstractmethod
@@ -217,11 +216,11 @@ class KVCache(Cache):
 
     # -- what the layers report ----------------------------------------------------------------------------------
 
-    def observe(self, query: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None) -> None:
+    def observe(self, query: Tensor, mask: Mask, position_ids: Tensor | None) -> None:
         """Remember which tokens are padding and which positions the model used; layer 0 reports every forward."""
         batch, queries, total = query.shape[0], query.shape[2], self.get_seq_length()
-        if attention_mask is not None:
-            seen = attention_mask[:, 0, -1, :total]  # the last query sees every token that is not padding
+        seen = mask.seen_by_last(total)  # every token that is not padding
+        if seen is not None:
             self.valid = None if self.valid is None and bool(seen.all()) else seen.expand(batch, -1).clone()
         elif self.valid is not None:
             self.valid = torch.cat([self.valid, self.valid.new_ones(batch, total - self.valid.shape[1])], dim=1)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kvgauge.attend.attention import Segment, exact_attention, segmented_attention
+from kvgauge.attend.mask import Mask
 from kvgauge.errors import UserError
 from kvgauge.layers.pair import PreallocatedLayer
 from kvgauge.layers.two_phase import TwoPhaseLayer
@@ -92,20 +93,20 @@ class LatentAttentionLayer(TakesLatents, TwoPhaseLayer):
     def segments(self) -> list[Segment]:
         """What absorbed queries attend to after compression, in logical order."""
 
-    def attend_exact(self, query: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
+    def attend_exact(self, query: Tensor, mask: Mask, scaling: float) -> Tensor:
         assert self.projections is not None
         latents, rotary = self.exact_keys.view(), self.exact_values.view()
         if self.projections.cheaper_expanded(query.shape[2], latents.shape[2], rotary.shape[3]):
             keys, values = self.projections.expand(latents, rotary)
-            return exact_attention(query, keys, values, attention_mask, scaling)
-        return self._attend([LatentTokens(latents, rotary)], query, attention_mask, scaling)
+            return exact_attention(query, keys, values, mask, scaling)
+        return self._attend([LatentTokens(latents, rotary)], query, mask, scaling)
 
-    def attend_compressed(self, query: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
-        return self._attend(self.segments(), query, attention_mask, scaling)
+    def attend_compressed(self, query: Tensor, mask: Mask, scaling: float) -> Tensor:
+        return self._attend(self.segments(), query, mask, scaling)
 
-    def _attend(self, segments: list[Segment], query: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
+    def _attend(self, segments: list[Segment], query: Tensor, mask: Mask, scaling: float) -> Tensor:
         assert self.projections is not None
-        output = segmented_attention(self.projections.absorb(query), segments, attention_mask, scaling)
+        output = segmented_attention(self.projections.absorb(query), segments, mask, scaling)
         return self.projections.expand_output(output)
 
 
@@ -134,12 +135,8 @@ class LatentAttendable:
         self.layer: Any = layer
         self.projections = UpProjections(module)
 
-    def attend(
-        self, query: Tensor, *, attention_mask: Tensor | None, scaling: float, position_ids: Tensor | None
-    ) -> Tensor:
+    def attend(self, query: Tensor, *, mask: Mask, scaling: float, position_ids: Tensor | None) -> Tensor:
         """See `kvgauge.attend.attention.Attendable`."""
         self.layer.projections = self.projections
-        output: Tensor = self.layer.attend(
-            query, attention_mask=attention_mask, scaling=scaling, position_ids=position_ids
-        )
+        output: Tensor = self.layer.attend(query, mask=mask, scaling=scaling, position_ids=position_ids)
         return output

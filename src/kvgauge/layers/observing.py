@@ -10,6 +10,7 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
 from kvgauge.attend.attention import exact_attention
+from kvgauge.attend.mask import Mask
 from kvgauge.layers.mla import TakesLatents
 
 
@@ -46,15 +47,13 @@ class ObservingLayer(CacheLayerMixin):
         self._seen = (key_states, value_states)
         return self, self
 
-    def attend(
-        self, query: Tensor, *, attention_mask: Tensor | None, scaling: float, position_ids: Tensor | None
-    ) -> Tensor:
+    def attend(self, query: Tensor, *, mask: Mask, scaling: float, position_ids: Tensor | None) -> Tensor:
         """See `kvgauge.attend.attention.Attendable`."""
         assert self._seen is not None
         keys, values = self._seen
         self._seen = None
         self.observe(Observation(self.layer, query, keys, values, position_ids))
-        return exact_attention(query, keys, values, attention_mask, scaling)
+        return exact_attention(query, keys, values, mask, scaling)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return query_length, 0
@@ -73,9 +72,7 @@ class ObservingLatentLayer(TakesLatents, ObservingLayer):
     (batch, 1, tokens, kv_lora_rank) for the latents.
     """
 
-    def attend(
-        self, query: Tensor, *, attention_mask: Tensor | None, scaling: float, position_ids: Tensor | None
-    ) -> Tensor:
+    def attend(self, query: Tensor, *, mask: Mask, scaling: float, position_ids: Tensor | None) -> Tensor:
         """See `kvgauge.attend.attention.Attendable`."""
         assert self._seen is not None
         assert self.projections is not None
@@ -83,7 +80,7 @@ class ObservingLatentLayer(TakesLatents, ObservingLayer):
         self._seen = None
         absorbed = self.projections.absorb(query)[..., : latents.shape[-1]]
         self.observe(Observation(self.layer, absorbed, latents, latents, position_ids))
-        return exact_attention(query, *self.projections.expand(latents, rotary), attention_mask, scaling)
+        return exact_attention(query, *self.projections.expand(latents, rotary), mask, scaling)
 
 
 def observing_cache(num_layers: int, observe: Callable[[Observation], None], *, latents: bool = False) -> Cache:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kvgauge.attend.attention import causal_mask, hide
+from kvgauge.attend.mask import Mask
 from kvgauge.errors import UserError
 from kvgauge.layers.stored import StoredSegment
 from kvgauge.store.storage import EXACT, Kept, Storage
@@ -121,15 +121,11 @@ class ExactSinks:
         """The sinks as a segment of attention, or none."""
         return [StoredSegment(self.keys, self.values, self.num_heads)] if len(self.keys) else []
 
-    def mask(self, mask: Tensor | None, queries: int, length: int) -> Tensor | None:
-        """A mask (batch, 1, queries, logical length) in the order of the segments: sinks first."""
+    def mask(self, mask: Mask, queries: int, length: int) -> Mask:
+        """The mask of so many queries and tokens in the order of the segments: sinks first."""
         if self.columns is None:
             return mask
-        if mask is None:
-            mask = causal_mask(queries, length, self.columns.device)
-        mask = mask.expand(self.columns.shape[0], 1, queries, -1)
-        columns = self._places(length)[:, None, None, :].expand(-1, 1, queries, -1)
-        return torch.cat([mask.gather(3, columns), hide(mask, columns)], dim=3)
+        return mask.whole(queries, length, self.columns.device).led_by(self._places(length))
 
     def restored(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of the other tokens with the sinks back in their places."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kvgauge.attend.attention import segmented_attention
+from kvgauge.attend.mask import Mask
 from kvgauge.layers.exact import ExactLayer
 from kvgauge.layers.pair import PairLayer
 from kvgauge.layers.two_phase import TwoPhaseLayer
@@ -48,9 +49,9 @@ class StoredLayer(PairLayer):
         self.keys_buffer.set(keys, self.valid)
         self.values_buffer.set(values, self.valid)
 
-    def attend_compressed(self, query: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
+    def attend_compressed(self, query: Tensor, mask: Mask, scaling: float) -> Tensor:
         segment = StoredSegment(self.keys_buffer, self.values_buffer, self.num_heads)
-        return segmented_attention(query, [segment], attention_mask, scaling)
+        return segmented_attention(query, [segment], mask, scaling)
 
 
 def whole_layer(storage: Storage) -> TwoPhaseLayer:

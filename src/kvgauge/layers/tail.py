@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kvgauge.attend.attention import Segment, segmented_attention
+from kvgauge.attend.mask import Mask
 from kvgauge.layers.stored import StoredSegment
 from kvgauge.layers.two_phase import TwoPhaseLayer
 from kvgauge.store.rows import RowBuffer
@@ -44,8 +45,8 @@ class TailedLayer(TwoPhaseLayer):
         """The exact tokens: one segment, or none."""
         return [StoredSegment(self.tail_keys, self.tail_values, self.tail_heads)] if len(self.tail_keys) else []
 
-    def attend_compressed(self, query: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
-        return segmented_attention(query, [self.context_segment(), *self.tail_segments()], attention_mask, scaling)
+    def attend_compressed(self, query: Tensor, mask: Mask, scaling: float) -> Tensor:
+        return segmented_attention(query, [self.context_segment(), *self.tail_segments()], mask, scaling)
 
     def reversible_tokens(self) -> int:
         return min(self.tail_keys.room(), self.tail_values.room())

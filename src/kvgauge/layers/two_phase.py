@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from kvgauge.attend.attention import exact_attention
+from kvgauge.attend.mask import Mask
 from kvgauge.errors import UserError
 from kvgauge.layers.cache import LayerCache
 from kvgauge.store.buffers import GrowingBuffer
@@ -38,7 +39,7 @@ class TwoPhaseLayer(LayerCache):
         """Add the keys and values of new tokens after compression; shapes as in `store`."""
 
     @abstractmethod
-    def attend_compressed(self, query: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
+    def attend_compressed(self, query: Tensor, mask: Mask, scaling: float) -> Tensor:
         """The attention output after compression; arguments and result as in `Attendable.attend`."""
 
     @abstractmethod
@@ -74,23 +75,21 @@ class TwoPhaseLayer(LayerCache):
             self.exact_values.append(value_states)
         return self, self
 
-    def attend(
-        self, query: Tensor, *, attention_mask: Tensor | None, scaling: float, position_ids: Tensor | None
-    ) -> Tensor:
+    def attend(self, query: Tensor, *, mask: Mask, scaling: float, position_ids: Tensor | None) -> Tensor:
         """See `kvgauge.attend.attention.Attendable`."""
         assert self.cache is not None
         if self.index == 0:
-            self.cache.observe(query, attention_mask, position_ids)
+            self.cache.observe(query, mask, position_ids)
         if self.compressed:
-            output = self.attend_compressed(query, attention_mask, scaling)
+            output = self.attend_compressed(query, mask, scaling)
         else:
-            output = self.attend_exact(query, attention_mask, scaling)
+            output = self.attend_exact(query, mask, scaling)
         self.cache.layer_done(self.index)
         return output
 
-    def attend_exact(self, query: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
+    def attend_exact(self, query: Tensor, mask: Mask, scaling: float) -> Tensor:
         """The attention output before compression; arguments and result as in `Attendable.attend`."""
-        return exact_attention(query, self.exact_keys.view(), self.exact_values.view(), attention_mask, scaling)
+        return exact_attention(query, self.exact_keys.view(), self.exact_values.view(), mask, scaling)
 
     def compress(self) -> None:
         """Replace the exact keys and values by what the method stores; a second call does nothing."""

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from kvgauge.architecture.facts import model_facts, output_weight
 from kvgauge.architecture.rotary import Rotary
-from kvgauge.attend.attention import causal_mask
+from kvgauge.attend.mask import causal_mask
 from kvgauge.calibration.collecting import second_moment
 from kvgauge.contract.budget import reference_nbytes
 from kvgauge.contract.fitted import Fitted

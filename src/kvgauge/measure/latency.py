@@ -29,6 +29,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from kvgauge import configuration
 from kvgauge.architecture.facts import model_facts
 from kvgauge.attend.attention import exact_attention
+from kvgauge.attend.mask import CAUSAL
 from kvgauge.contract.fitted import Fitted
 from kvgauge.contract.identity import config as config_of
 from kvgauge.contract.method import Method
@@ -355,9 +356,9 @@ def attention_seconds(model: PreTrainedModel, cache: KVCache, batch: int, repeat
             if isinstance(layer, MergedLayer):
                 layer.attend_entries(query, scaling)
             elif layer.compressed:
-                layer.attend_compressed(query, None, scaling)
+                layer.attend_compressed(query, CAUSAL, scaling)
             else:
-                exact_attention(query, layer.exact_keys.view(), layer.exact_values.view(), None, scaling)
+                exact_attention(query, layer.exact_keys.view(), layer.exact_values.view(), CAUSAL, scaling)
         times.append(_now(model) - start)
     return statistics.median(times[1:])
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import kvgauge
+from kvgauge.attend.mask import CAUSAL
 from kvgauge.methods.across_layers.selection import ChunkSelection
 
 
@@ -67,7 +68,7 @@ def test_it_attends_to_the_chosen_tokens_alone(rope, context, tiny, tokens):
     expected = torch.nn.functional.scaled_dot_product_attention(
         query, keys, values, attn_mask=mask.repeat_interleave(2, dim=1)[:, :, None], scale=0.25, enable_gqa=True
     )
-    actual = layer.attend_compressed(query, None, 0.25)
+    actual = layer.attend_compressed(query, CAUSAL, 0.25)
     torch.testing.assert_close(actual, expected.transpose(1, 2), atol=1e-5, rtol=1e-4)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kvgauge.architecture.planes import BLOCK, PlaneRotation
+from kvgauge.attend.mask import CAUSAL, Mask
 from kvgauge.methods.kvquant.grid import ChannelGrid, TokenGrid
 from kvgauge.methods.kvquant.layer import EXACT_BITS, KVQuantCache, KVQuantLayer, LayerQuantiser
 from kvgauge.methods.kvquant.layout import key_rows, value_rows
@@ -91,7 +92,7 @@ def test_attention_is_that_of_the_decoded_keys_and_values(bits, pre_rope, sinks,
     keys, values, query = states(context + new), states(context + new), states(new, heads=HEADS * GROUPS)
     layer = KVQuantLayer(made_of, bits)
     filled(layer, keys, values, context)
-    actual = layer.attend_compressed(query, None, DIM**-0.5)
+    actual = layer.attend_compressed(query, CAUSAL, DIM**-0.5)
     expected = oracle(query, keys, values, made_of, bits, context)
     torch.testing.assert_close(actual.double(), expected, rtol=2e-3, atol=2e-4)
 
@@ -105,7 +106,7 @@ def test_the_dense_view_is_what_attention_sees():
     grouped = query.unflatten(1, (HEADS, GROUPS))
     weights = (grouped @ seen_keys.unsqueeze(2).mT * DIM**-0.5).softmax(-1)
     expected = (weights @ seen_values.unsqueeze(2)).flatten(1, 2).transpose(1, 2)
-    torch.testing.assert_close(layer.attend_compressed(query, None, DIM**-0.5), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layer.attend_compressed(query, CAUSAL, DIM**-0.5), expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(seen_keys[:, :, :2], keys[:, :, :2])
 
 
@@ -149,7 +150,7 @@ def test_a_padded_row_shorter_than_the_sinks_counts_each_token_once():
     cache.compress()
     layer.update(keys[:, :, 8:], values[:, :, 8:])
     mask = torch.cat([cache.valid, torch.ones(2, 1, dtype=torch.bool)], dim=1)[:, None, None]
-    actual = layer.attend_compressed(query, mask, DIM**-0.5)
+    actual = layer.attend_compressed(query, Mask.of(mask), DIM**-0.5)
     grouped = query.unflatten(1, (HEADS, GROUPS))
     scores = (grouped @ keys.unsqueeze(2).mT * DIM**-0.5).masked_fill(~mask[:, :, None], -torch.inf)
     expected = (scores.softmax(-1) @ values.unsqueeze(2)).flatten(1, 2).transpose(1, 2)

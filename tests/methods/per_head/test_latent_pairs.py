@@ -7,6 +7,7 @@ import torch
 
 import kvgauge
 from kvgauge.architecture.facts import attention_modules, latent_output_weight, model_facts
+from kvgauge.attend.mask import CAUSAL
 from kvgauge.errors import UserError
 from kvgauge.layers.mla import UpProjections
 from kvgauge.layers.observing import observing_cache
@@ -90,8 +91,8 @@ def test_the_cache_attends_to_projected_latents(name, tiny, fit, tokens):
         query = torch.randn(1, 8, 1, 24)
         for layer, approximated in zip(exact.layers, cache.layers, strict=True):
             torch.testing.assert_close(
-                approximated.attend_compressed(query, None, 0.2),
-                layer.attend_exact(query, None, 0.2),
+                approximated.attend_compressed(query, CAUSAL, 0.2),
+                layer.attend_exact(query, CAUSAL, 0.2),
                 atol=1e-4,
                 rtol=1e-4,
             )

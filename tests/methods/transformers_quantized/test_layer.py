@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers.cache_utils import HQQQuantizedLayer
 
+from kvgauge.attend.mask import CAUSAL
 from kvgauge.errors import UserError
 from kvgauge.layers.cache import KVCache
 from kvgauge.methods.transformers_quantized.layer import TransformersQuantizedLayer, live_nbytes
@@ -42,8 +43,8 @@ def test_attention_is_that_of_what_transformers_decodes():
     seen = [torch.cat([states, rows], dim=2) for states in (keys, values)]
     weights = (query.unflatten(1, (2, 2)) @ seen[0].unsqueeze(2).mT * DIM**-0.5).softmax(-1)
     expected = (weights @ seen[1].unsqueeze(2)).flatten(1, 2).transpose(1, 2)
-    torch.testing.assert_close(layer.attend_compressed(query, None, DIM**-0.5), expected, rtol=0.05, atol=0.02)
-    torch.testing.assert_close(layer.attend_compressed(query, None, DIM**-0.5), expected, rtol=0.05, atol=0.02)
+    torch.testing.assert_close(layer.attend_compressed(query, CAUSAL, DIM**-0.5), expected, rtol=0.05, atol=0.02)
+    torch.testing.assert_close(layer.attend_compressed(query, CAUSAL, DIM**-0.5), expected, rtol=0.05, atol=0.02)
     torch.testing.assert_close(layer.dense()[0], seen[0], rtol=0.05, atol=0.03)
 
 
@@ -51,7 +52,7 @@ def test_no_decoded_layer_outlives_its_forward_pass():
     layer, _, _ = filled()
     rows = torch.randn(2, 2, 1, DIM)
     layer.update(rows, rows)
-    layer.attend_compressed(torch.randn(2, 4, 1, DIM), None, 1.0)
+    layer.attend_compressed(torch.randn(2, 4, 1, DIM), CAUSAL, 1.0)
     assert live_nbytes(vars(layer).values()) == 0
     assert live_nbytes(vars(layer.inner).values()) == sum(layer.nbytes_by_part().values())
 

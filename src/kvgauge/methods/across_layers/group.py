@@ -15,11 +15,12 @@ from torch import Tensor
 
 from kvgauge.architecture.planes import PlaneRotation, interleaved, to_planes
 from kvgauge.attend.attention import Segment, segmented_attention
+from kvgauge.attend.mask import Mask
 from kvgauge.calibration.weighting import Weighting
 from kvgauge.errors import UserError
 from kvgauge.layers.sinks import ExactSinks
 from kvgauge.layers.tail import TailedLayer
-from kvgauge.methods.across_layers.selection import ChunkSelection, SelectedSegment, mask_behind
+from kvgauge.methods.across_layers.selection import ChunkSelection, SelectedSegment
 from kvgauge.methods.across_layers.subspace import SharedSubspace, TruncatedSVD
 from kvgauge.methods.across_layers.subspace_segment import SubspaceSegment
 from kvgauge.store.rows import RowBuffer
@@ -171,9 +172,9 @@ class CrossLayerLayer(TailedLayer):
     def context_dense(self) -> tuple[Tensor, Tensor]:
         return self.sinks.restored(*self.context_segment().dense())
 
-    def attend_compressed(self, query: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
+    def attend_compressed(self, query: Tensor, mask: Mask, scaling: float) -> Tensor:
         selection = self.group.settings.selection
-        mask = self.sinks.mask(attention_mask, query.shape[2], self.logical_length)
+        mask = self.sinks.mask(mask, query.shape[2], self.logical_length)
         context: Segment = self.context_segment()
         if selection is not None and query.shape[2] == 1 and selection.chosen < len(self.landmarks):
             context, mask = self._selected(selection, query, mask, scaling)
@@ -183,19 +184,12 @@ class CrossLayerLayer(TailedLayer):
             self.group.fold()
         return output
 
-    def _selected(
-        self, selection: ChunkSelection, query: Tensor, mask: Tensor | None, scaling: float
-    ) -> tuple[Segment, Tensor | None]:
+    def _selected(self, selection: ChunkSelection, query: Tensor, mask: Mask, scaling: float) -> tuple[Segment, Mask]:
         """The best chunks of the context, and the mask of everything with theirs in the place of the context's."""
         context, sinks = self.context_segment(), len(self.sinks)
         starts = selection.choose(query, self.landmarks.dense(), self.first_columns, len(context), scaling)
-        behind = None if mask is None else mask[..., sinks:]
-        chosen = SelectedSegment(context, starts, selection.chunk, behind)
-        if mask is None or behind is None:
-            return chosen, None
-        later = mask_behind(behind, len(context), len(chosen))
-        assert later is not None
-        return chosen, torch.cat([mask[..., :sinks].expand(*later.shape[:-1], -1), later], dim=-1)
+        chosen = SelectedSegment(context, starts, selection.chunk, mask.behind(sinks))
+        return chosen, mask.replaced(sinks, sinks + len(context), len(chosen))
 
     def compressed_nbytes_by_part(self) -> dict[str, int]:
         spaces = (self.group.keys, self.group.values)

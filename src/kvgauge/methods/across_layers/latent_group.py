@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kvgauge.attend.attention import Segment
+from kvgauge.attend.mask import Mask
 from kvgauge.layers.mla import LatentAttentionLayer, LatentTokens
 from kvgauge.methods.across_layers.subspace import SharedSubspace, TruncatedSVD
 from kvgauge.store.buffers import GrowingBuffer
@@ -96,8 +97,8 @@ class CrossLayerLatentLayer(LatentAttentionLayer):
             segments.append(LatentTokens(self.tail.view(), rotary[:, :, stored:]))
         return segments
 
-    def attend_compressed(self, query: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
-        output = super().attend_compressed(query, attention_mask, scaling)
+    def attend_compressed(self, query: Tensor, mask: Mask, scaling: float) -> Tensor:
+        output = super().attend_compressed(query, mask, scaling)
         if self.member == len(self.group.members) - 1:
             self.group.fold()
         return output

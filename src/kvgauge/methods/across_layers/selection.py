@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kvgauge.architecture.planes import interleaved, planes_of
+from kvgauge.attend.mask import Mask
 from kvgauge.methods.across_layers.subspace_segment import SubspaceSegment
 
 
@@ -82,20 +83,17 @@ class SelectedSegment:
         source: all tokens of the layer.
         starts: from `ChunkSelection.choose`.
         chunk: tokens of a chunk.
-        attention_mask: (batch, 1, 1, logical length), True where the query sees a token, or None.
+        mask: of the one query, and of all tokens from the layer's first on.
     """
 
-    def __init__(self, source: SubspaceSegment, starts: Tensor, chunk: int, attention_mask: Tensor | None) -> None:
+    def __init__(self, source: SubspaceSegment, starts: Tensor, chunk: int, mask: Mask) -> None:
         self.source = source
         self.num_key_value_heads = source.num_key_value_heads
         columns = (starts.unsqueeze(-1) + torch.arange(chunk, device=starts.device)).flatten(2)
         shorter = len(source) % chunk != 0  # the first chunk then has columns that do not exist
         self.columns = columns.clamp_min(0) if shorter else columns  # (batch, heads, entries)
-        self.hidden = columns < 0 if shorter else None
-        if attention_mask is not None:
-            visible = attention_mask[:, 0, :1].expand(columns.shape[0], columns.shape[1], -1)
-            unseen = ~visible.gather(2, self.columns)
-            self.hidden = unseen if self.hidden is None else self.hidden | unseen
+        self.missing = columns < 0 if shorter else None
+        self.mask = mask.picked(self.columns)
 
     def __len__(self) -> int:
         return self.columns.shape[2]
@@ -112,8 +110,9 @@ class SelectedSegment:
             planes_of(rebuilt).mul_(rotation.looked_up(self.columns, len(self.source)))
             asked = interleaved(self.source.asked(query, rotation))
             scores = (asked @ rebuilt.transpose(-1, -2)).to(query.dtype)
-        if self.hidden is not None:
-            scores = scores.masked_fill(self.hidden[:, :, None], torch.finfo(scores.dtype).min)
+        self.mask.apply_(scores)
+        if self.missing is not None:
+            scores.masked_fill_(self.missing[:, :, None], torch.finfo(scores.dtype).min)
         return scores
 
     def mix(self, weights: Tensor) -> Tensor:
@@ -128,10 +127,3 @@ class SelectedSegment:
         for rows, columns, target in zip(basis, self.columns, picked.flatten(1, 2), strict=True):
             torch.index_select(rows, 0, columns.flatten(), out=target)
         return picked
-
-
-def mask_behind(attention_mask: Tensor | None, tokens: int, entries: int) -> Tensor | None:
-    """The mask of one query with the first `tokens` columns replaced by `entries` visible ones."""
-    if attention_mask is None:
-        return None
-    return torch.nn.functional.pad(attention_mask[..., tokens:], (entries, 0), value=True)

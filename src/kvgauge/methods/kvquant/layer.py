@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kvgauge.architecture.planes import BLOCK, PlaneRotation, from_planes, interleaved, planes_of, to_planes
 from kvgauge.attend.attention import segmented_attention
+from kvgauge.attend.mask import Mask
 from kvgauge.layers.cache import KVCache
 from kvgauge.layers.sinks import ExactSinks
 from kvgauge.layers.two_phase import TwoPhaseLayer
@@ -178,8 +179,8 @@ class KVQuantLayer(TwoPhaseLayer):
 
     # -- attending -----------------------------------------------------------------------------------------------
 
-    def attend_compressed(self, query: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
-        mask = self.sinks.mask(attention_mask, query.shape[2], self.logical_length)
+    def attend_compressed(self, query: Tensor, mask: Mask, scaling: float) -> Tensor:
+        mask = self.sinks.mask(mask, query.shape[2], self.logical_length)
         return segmented_attention(query, [*self.sinks.segments(), self._coded()], mask, scaling)
 
     def _coded(self) -> CodedSegment:

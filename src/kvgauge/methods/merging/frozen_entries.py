@@ -10,9 +10,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from kvgauge.attend.cardinalities import HIDDEN, log_cardinalities
+from kvgauge.attend.mask import Mask
 from kvgauge.layers.cache import KVCache
 from kvgauge.layers.two_phase import TwoPhaseLayer
 from kvgauge.store.buffers import GrowingBuffer
@@ -56,16 +55,8 @@ class FrozenEntries:
 
     def attend(self, query: Tensor, scaling: float) -> Tensor:
         """The attention output (batch, queries, num_attention_heads, head_dim); the last token is the last query's."""
-        queries = query.shape[2]
-        if not len(self.cardinalities):
-            return self.layer.attend_compressed(query, None, scaling)
-        counts = self.cardinalities.view().squeeze(-1)[:, None, None]
-        if queries == 1:
-            return self.layer.attend_compressed(query, counts, scaling)
-        later = torch.ones(queries, queries, dtype=torch.bool, device=query.device).triu(1)
-        bias = log_cardinalities(counts, query.dtype)
-        bias = bias.masked_fill(functional.pad(later, (len(self) - queries, 0)), HIDDEN)
-        return self.layer.attend_compressed(query, bias, scaling)
+        cardinalities = self.cardinalities.view().squeeze(-1) if len(self.cardinalities) else None
+        return self.layer.attend_compressed(query, Mask.of_entries(cardinalities, query.shape[2], query.dtype), scaling)
 
     def nbytes_by_part(self) -> dict[str, int]:
         size = self.cardinalities.nbytes()

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from kvgauge.architecture.rotary import Rotary, turn
 from kvgauge.attend.counted_attention import cardinality_attention, counted_attention
+from kvgauge.attend.mask import Mask
 from kvgauge.errors import UserError
 from kvgauge.kernels.cpu.operators import compiled_for
 from kvgauge.layers.cache import KVCache, LayerCache
@@ -126,13 +127,11 @@ class MergedLayer(LayerCache):
         self._incoming = (key_states, value_states)
         return self, self
 
-    def attend(
-        self, query: Tensor, *, attention_mask: Tensor | None, scaling: float, position_ids: Tensor | None
-    ) -> Tensor:
+    def attend(self, query: Tensor, *, mask: Mask, scaling: float, position_ids: Tensor | None) -> Tensor:
         """See `kvgauge.attend.attention.Attendable`."""
         cache = self.owner
         if self.index == 0:
-            cache.observe(query, attention_mask, position_ids)
+            cache.observe(query, mask, position_ids)
         assert self._incoming is not None
         keys, values = self._incoming
         self._incoming = None
@@ -510,8 +509,8 @@ class MergingCache(KVCache):
     def adopt(self, source: KVCache) -> None:
         raise UserError("methods that merge while the context is read make their own prefill: they adopt no other")
 
-    def observe(self, query: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None) -> None:
-        super().observe(query, attention_mask, position_ids)
+    def observe(self, query: Tensor, mask: Mask, position_ids: Tensor | None) -> None:
+        super().observe(query, mask, position_ids)
         queries, total = query.shape[2], self.get_seq_length()
         assert self.positions is not None
         positions = self.positions[:, -queries:]

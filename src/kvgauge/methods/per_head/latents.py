@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kvgauge.attend.attention import OnePassSegment, Segment, segmented_attention
+from kvgauge.attend.mask import Mask
 from kvgauge.errors import UserError
 from kvgauge.kernels.cpu.decode_attention import decode_attention
 from kvgauge.kernels.cpu.head_projection import head_projection
@@ -65,13 +66,14 @@ class LatentSegment(OnePassSegment):
     def mix(self, weights: Tensor) -> Tensor:
         return self.values.mix(weights) @ self.projections.B_v.transpose(-1, -2)
 
-    def attend_once(self, query: Tensor, scaling: float, mask: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    def attend_once(self, query: Tensor, scaling: float, mask: Mask) -> tuple[Tensor, Tensor] | None:
         """See `kvgauge.attend.attention.OnePassSegment`."""
         if not isinstance(self.keys, GrowingBuffer) or not isinstance(self.values, GrowingBuffer):
             return None
         pairs = self.projections
         keys, values = self.keys.view(), self.values.view()
-        return decode_attention(query, keys, values, scaling, mask, asking=pairs.B, expansion=pairs.B_v)
+        seen = mask.row(query.shape[0], len(self))
+        return decode_attention(query, keys, values, scaling, seen, asking=pairs.B, expansion=pairs.B_v)
 
 
 class LatentLayer(TwoPhaseLayer):
@@ -121,8 +123,8 @@ class LatentLayer(TwoPhaseLayer):
             projected = head_projection(rows, matrices)
             latents.append(rows @ matrices if projected is None else projected)
 
-    def attend_compressed(self, query: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
-        mask = self.sinks.mask(attention_mask, query.shape[2], self.logical_length)
+    def attend_compressed(self, query: Tensor, mask: Mask, scaling: float) -> Tensor:
+        mask = self.sinks.mask(mask, query.shape[2], self.logical_length)
         output = segmented_attention(query, self._segments(), mask, scaling)
         self._age()
         return output

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from kvgauge.attend.attention import Segment, exact_attention, segmented_attention
+from kvgauge.attend.mask import Mask
 from kvgauge.errors import UserError
 from kvgauge.layers.cache import KVCache
 from kvgauge.layers.exact import ExactSegment
@@ -28,15 +29,15 @@ class StreamingLatentLayer(LatentLayer):
 
     expected: int | None = None
 
-    def attend_exact(self, query: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
+    def attend_exact(self, query: Tensor, mask: Mask, scaling: float) -> Tensor:
         if self.projections is None:
             assert self.cache is not None
             for layer in self.cache.layers:
                 layer.prepare(self.exact_keys.view())
         if not self._absorbed:
-            output = exact_attention(query, self.exact_keys.view(), self.exact_values.view(), attention_mask, scaling)
+            output = exact_attention(query, self.exact_keys.view(), self.exact_values.view(), mask, scaling)
         else:
-            mask = self.sinks.mask(attention_mask, query.shape[2], self.logical_length)
+            mask = self.sinks.mask(mask, query.shape[2], self.logical_length)
             output = segmented_attention(query, self._segments(), mask, scaling)
         self._absorb()
         return output

@@ -21,7 +21,8 @@ from transformers.utils import logging
 
 from kvgauge.architecture.facts import attention_modules, full_nbytes
 from kvgauge.architecture.rotary import Rotary
-from kvgauge.attend.attention import causal_mask, exact_attention
+from kvgauge.attend.attention import exact_attention
+from kvgauge.attend.mask import Mask
 from kvgauge.errors import UserError
 from kvgauge.layers.cache import KVCache
 from kvgauge.layers.inputs import LayerInputs
@@ -55,28 +56,16 @@ class PressedLayer(PairLayer):
         """Entries are gone or masked."""
         return self.kept is not None or self.context_entries != self.context_tokens
 
-    def attend_compressed(self, query: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
-        mask = self._entries_seen(query, attention_mask) if self.pruned else attention_mask
+    def attend_compressed(self, query: Tensor, mask: Mask, scaling: float) -> Tensor:
+        mask = self._entries_seen(query, mask) if self.pruned else mask
         return exact_attention(query, self.keys_buffer.dense(), self.values_buffer.dense(), mask, scaling)
 
-    def _entries_seen(self, query: Tensor, attention_mask: Tensor | None) -> Tensor | None:
-        """Which entries each query sees, (batch, heads or 1, queries, entries): all of the context but what is masked.
-
-        None is plain causal.
-        """
-        if attention_mask is None:
-            if self.kept is None:
-                return None
-            behind = causal_mask(query.shape[2], len(self.keys_buffer), query.device)[..., self.context_entries :]
-        else:
-            behind = attention_mask[..., self.context_tokens : self.logical_length]
-        batch, heads, queries, _ = query.shape
+    def _entries_seen(self, query: Tensor, mask: Mask) -> Mask:
+        """Which entries each query sees: all of the context but what is masked."""
         if self.kept is None:
-            context = behind.new_ones(1, 1, 1, self.context_entries)
-        else:
-            context = self.kept.repeat_interleave(heads // self.kept.shape[1], dim=1)[:, :, None]
-        context = context.expand(batch, -1, queries, -1)
-        return torch.cat([context, behind.expand(batch, context.shape[1], -1, -1)], dim=-1)
+            return mask.replaced(0, self.context_tokens, self.context_entries)
+        behind = mask.whole(query.shape[2], self.logical_length, query.device).behind(self.context_tokens)
+        return behind.led_by_seen(self.kept.repeat_interleave(query.shape[1] // self.kept.shape[1], dim=1))
 
     @property
     def physical_length(self) -> int:
@@ -158,8 +147,8 @@ class PressedCache(KVCache):
             handles.append(self.model.get_decoder().register_forward_pre_hook(remember, with_kwargs=True))
         self._unwatch = weakref.finalize(self, _remove, handles)
 
-    def observe(self, query: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None) -> None:
-        super().observe(query, attention_mask, position_ids)
+    def observe(self, query: Tensor, mask: Mask, position_ids: Tensor | None) -> None:
+        super().observe(query, mask, position_ids)
         self._refuse(query.shape[0])
 
     def _refuse(self, batch: int) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers.cache_utils import QuantizedLayer
 
 from kvgauge.attend.attention import exact_attention
+from kvgauge.attend.mask import Mask
 from kvgauge.errors import UserError
 from kvgauge.layers.two_phase import TwoPhaseLayer
 from kvgauge.store.buffers import GrowingBuffer
@@ -39,11 +40,11 @@ class TransformersQuantizedLayer(TwoPhaseLayer):
     def append(self, keys: Tensor, values: Tensor) -> None:
         self._decoded = self.inner.update(keys, values)
 
-    def attend_compressed(self, query: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
+    def attend_compressed(self, query: Tensor, mask: Mask, scaling: float) -> Tensor:
         # An update has decoded the layer; attention that is asked for on its own decodes it again.
         keys, values = self._decoded or self.compressed_dense()
         self._decoded = None
-        return exact_attention(query, keys, values, attention_mask, scaling)
+        return exact_attention(query, keys, values, mask, scaling)
 
     def compressed_nbytes_by_part(self) -> dict[str, int]:
         coded = live_nbytes([self.inner._quantized_keys, self.inner._quantized_values])
