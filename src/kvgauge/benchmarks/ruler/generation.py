@@ -40,12 +40,13 @@ def generate(
         raise unknown("RULER task", task, TASKS)
     if count < 1:
         raise UserError(f"RULER needs at least one sample per task, not {count}: set samples to 1 or more")
-    return _samples(TASKS[task], length, count, seed, prompt_length, sources)
+    return samples_of(TASKS[task], length, count, seed, prompt_length, sources)
 
 
-def _samples(
+def samples_of(
     spec: TaskSpec, length: int, count: int, seed: int, prompt_length: PromptLength, sources: Sources
 ) -> Iterator[Sample]:
+    """As `generate`, of a task that need not be one of `TASKS`."""
     for index in range(count):
         draw = Draw(spec.name, length, index, seed, sources)
         chosen = _first_that_fits(spec, draw, prompt_length)

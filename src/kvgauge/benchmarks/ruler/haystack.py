@@ -48,12 +48,12 @@ def essay(text: str) -> Essay:
     )
 
 
-def hide_at_depths(needles: Sequence[str], depths: Sequence[int], sentences: Sequence[str]) -> str:
+def hide_at_depths(needles: Sequence[str], depths: Sequence[float], sentences: Sequence[str]) -> str:
     """`sentences` as one text, each needle at its depth (percent of the sentences; depths ascending)."""
     parts: list[str] = []
     start = 0
     for needle, depth in zip(needles, depths, strict=True):
-        end = len(sentences) * depth // 100
+        end = int(len(sentences) * depth // 100)
         parts += [*sentences[start:end], needle]
         start = end
     return " ".join([*parts, *sentences[start:]])

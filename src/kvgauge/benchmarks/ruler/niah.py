@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +24,7 @@ class Niah:
         keys: number of different keys hidden.
         values: values hidden for each key.
         queries: keys asked for.
+        depth: of the first needle, percent of the haystack; the others, and all where it is None, stand anywhere.
     """
 
     haystack: Literal["noise", "essay", "needle"]
@@ -32,6 +33,7 @@ class Niah:
     keys: int = 1
     values: int = 1
     queries: int = 1
+    depth: int | None = None
 
     def drafts(self, draw: Draw) -> Iterator[Draft]:
         """The one draft of a sample; its size is words of an essay, noise lines, or other needles."""
@@ -69,6 +71,10 @@ class Niah:
             largest=largest,
         )
 
+    def _placed(self, places: Sequence[float], whole: float) -> list[float]:
+        """Places in a haystack of size `whole`, ascending, one of them where it is asked to be."""
+        return sorted(places if self.depth is None else [self.depth / 100 * whole, *places[1:]])
+
     def _needle(self, key: str, value: str) -> str:
         return f"One of the special magic {self.value_type} for {key} is: {value}."
 
@@ -77,10 +83,10 @@ class Niah:
         rng = draw.rng("places")
         if self.haystack == "essay":
             text = essay(draw.sources.essays)
-            depths = sorted(rng.sample(DEPTHS, len(needles)))
+            depths = self._placed(rng.sample(DEPTHS, len(needles)), 100)
             return lambda size: hide_at_depths(needles, depths, text.first(size)), 1, len(text.word_ends)
 
-        places = draw_places(len(needles), rng)
+        places = self._placed(draw_places(len(needles), rng), 1.0)
         if self.haystack == "noise":
             return lambda size: "\n".join(hide_at_places(needles, places, [NOISE] * size)), len(needles), draw.length
 

@@ -32,7 +32,11 @@ def score(task: str, answer: str, answers: Sequence[str]) -> float:
         raise unknown("RULER task", task, TASKS)
     if not answers:
         raise UserError(f"task {task}: a sample without references cannot be scored: prepare the prompts again")
-    predictions = postprocess_pred([answer])
     if TASKS[task].metric == "string_match_part":
-        return max(float(string_match_all(predictions, [[reference]])) for reference in answers)
-    return float(string_match_all(predictions, [list(answers)]))
+        return max(matched(answer, [reference]) for reference in answers)
+    return matched(answer, answers)
+
+
+def matched(answer: str, references: Sequence[str]) -> float:
+    """RULER's ``string_match_all`` of one answer: the share of the references that it contains."""
+    return float(string_match_all(postprocess_pred([answer]), [list(references)]))
