@@ -42,7 +42,7 @@ KQSVD, XKV, KVSLIMMER = (
         (KQSVD, "kernels/cpu/decode_attention.h"),
         (XKV, "methods/across_layers/group_losses.py"),
         (XKV, "methods/across_layers/subspace.py"),
-        (XKV, "architecture/rotary.py"),
+        (XKV, "architecture/rotation.py"),
         (XKV, "calibration/whitening.py"),
         (KVSLIMMER, "methods/merging/merge_keys.py"),
         (KVSLIMMER, "architecture/rotary.py"),

@@ -1,25 +1,28 @@
-"""The rotary frequencies of a model, for caches that turn keys by themselves."""
+"""The rotary frequencies of a layer, for caches that turn keys by themselves."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvgauge.architecture.facts import model_facts
-from kvgauge.architecture.rotary import Rotary
+from kvgauge.architecture.rotations import layer_rotation
 from kvgauge.errors import UserError
 
 
-def rotary_frequencies(model: PreTrainedModel) -> Tensor:
-    """θ of every plane of a head, (head_dim / 2,), radians per position.
+def rotary_frequencies(model: PreTrainedModel, layer: int | None = None) -> Tensor:
+    """θ of every plane of a head in the layer's `HeadFrame`, (head_dim / 2,), radians per position.
+
+    0 in planes that do not rotate.
+
+    Args:
+        model: any decoder.
+        layer: counted among the layers that may be compressed; None for all of them, if they do the same.
 
     Raises:
-        UserError: the model has no rotary embedding, one that depends on the length of the sequence, or one that turns
-            only a part of each head.
+        UserError: as `kvgauge.architecture.rotary.Rotary`, or the model caches latents, which carry no position.
     """
-    Rotary(model)  # refuses what cannot be turned back
-    frequencies = getattr(model.get_decoder().rotary_emb, "inv_freq", None)
-    head_dim = model_facts(model).head_dim
-    if not isinstance(frequencies, Tensor) or 2 * frequencies.numel() != head_dim:
-        raise UserError(f"{type(model).__name__} does not rotate whole heads at fixed frequencies: use rope: post")
-    return frequencies
+    if model_facts(model).latent is not None:
+        raise UserError(f"{type(model).__name__} caches latents (MLA), whose keys do not rotate: use rope: post")
+    return layer_rotation(model, layer).theta.to(model.device, torch.float32)

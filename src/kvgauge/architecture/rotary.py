@@ -1,8 +1,8 @@
-"""Rotary position embedding as a function of positions, forwards and backwards.
+"""Rotary position embedding as a function of positions, forwards and backwards, layer by layer.
 
 transformers rotates keys before a cache sees them. The rotation is orthogonal up to the model's attention scaling
 factor, so what a cache receives can be turned back exactly; methods that work on pre-RoPE keys do that here, whatever
-the model family.
+the layer does: rotate a part of each head, rotate neighbours or halves, at one of several bases, or nothing at all.
 """
 
 from __future__ import annotations
@@ -11,60 +11,84 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kvgauge.errors import UserError
-
-# Their frequencies change with the length of the sequence, so that an early key cannot be turned back later.
-LENGTH_DEPENDENT = ("dynamic", "longrope")
+from kvgauge.architecture.rotations import layer_rotation
 
 
 class Rotary:
-    """The rotary embedding of one model.
+    """The rotary embedding of one layer.
+
+    States are the model's own unless `framed`; then they are in the layer's `HeadFrame`, where all rotations turn
+    dimension i with dimension ``i + head_dim / 2``.
+
+    Args:
+        model: any decoder.
+        layer: counted among the layers that may be compressed; None for all of them, if they do the same.
+        framed: states are in the frame of the layer.
+
+    Attributes:
+        frame: of the layer, the same for `framed` rotations: what brings the model's states into it.
+        theta: (head_dim / 2,), radians per position, in the order of the frame.
 
     Raises:
-        UserError: the model has none, or one whose frequencies depend on the sequence length.
+        UserError: how the layer turns its keys is not known, or depends on the length of a prompt that is not fixed yet
+            (`kvgauge.architecture.prompt_length`), or the layers differ where `layer` is None.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        module = getattr(model.get_decoder(), "rotary_emb", None)
-        if module is None:
-            raise UserError(f"{type(model).__name__} has no rotary embedding: choose a method that keeps `rope: post`")
-        kind = getattr(module, "rope_type", "default")
-        if kind in LENGTH_DEPENDENT:
-            raise UserError(f"rope type {kind!r} changes with the sequence length: choose a method with `rope: post`")
-        self._module = module
-        self._scale_squared = float(getattr(module, "attention_scaling", 1.0)) ** 2
+    def __init__(self, model: PreTrainedModel, layer: int | None = None, *, framed: bool = False) -> None:
+        rotation = layer_rotation(model, layer)
+        self.frame, self._framed = rotation.frame, framed
+        self.theta = rotation.theta.to(model.device, torch.float32)
+        scaling = rotation.scaling.to(model.device, torch.float32)
+        self._scaling = None if bool((scaling == 1).all()) else scaling
 
     def angles(self, positions: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines for `positions` (batch, tokens): two tensors (batch, 1, tokens, head_dim)."""
-        cos, sin = self._module(like, position_ids=positions)
+        """Cosines and sines for `positions` (batch, tokens), in the frame: two tensors (batch, 1, tokens, head_dim)."""
+        # in float32, as models compute them: what was rotated by a rounded angle is turned back by the same
+        angles = positions[..., None].float() * self.theta.to(positions.device)
+        scaling = 1.0 if self._scaling is None else self._scaling.to(positions.device)
+        cos, sin = ((part * scaling).repeat(1, 1, 2).to(like.dtype) for part in (angles.cos(), angles.sin()))
         return cos.unsqueeze(1), sin.unsqueeze(1)
 
-    def rotate(self, states: Tensor, positions: Tensor) -> Tensor:
-        """Pre-RoPE states (batch, heads, tokens, head_dim) at `positions` (batch, tokens), rotated."""
-        cos, sin = self.angles(positions, states)
-        return states * cos + rotate_half(states) * sin
+    def rotate(self, states: Tensor, positions: Tensor, *, queries: bool = False) -> Tensor:
+        """Pre-RoPE states (batch, heads, tokens, head_dim) of the frame, at `positions` (batch, tokens), rotated.
 
-    def unrotate(self, states: Tensor, positions: Tensor) -> Tensor:
-        """The inverse of `rotate`."""
+        A normalisation behind the rotation is part of it; keys and queries differ where there is one with weights.
+        """
         cos, sin = self.angles(positions, states)
-        return (states * cos - rotate_half(states) * sin) / self._scale_squared
+        rotated = states * cos + rotate_half(states) * sin
+        if self._framed:
+            return rotated
+        return self.frame.model_queries(rotated) if queries else self.frame.model_keys(rotated)
+
+    def unrotate(self, states: Tensor, positions: Tensor, *, queries: bool = False) -> Tensor:
+        """The inverse of `rotate`: pre-RoPE states, in the frame."""
+        if not self._framed:
+            states = self.frame.queries(states) if queries else self.frame.keys(states)
+        cos, sin = self.angles(positions, states)
+        turned = states * cos - rotate_half(states) * sin
+        return turned if self._scaling is None else turned / self._scaling.to(turned).square().repeat(2)
 
     def shift(self, states: Tensor, offsets: Tensor) -> Tensor:
-        """Rotated states (batch, heads, tokens, head_dim), moved by `offsets` (batch or 1, tokens) positions.
+        """Rotated keys (batch, heads, tokens, head_dim), moved by `offsets` (batch or 1, tokens) positions.
 
-        An offset of 0 returns exactly what came in; the model's attention scaling factor is left as it is.
+        An offset of 0 returns what came in; the model's attention scaling factor is left as it is.
         """
-        return turn(states, self.turning(offsets, states))
+        if self._framed or self.frame.identity:
+            return turn(states, self.turning(offsets, states))
+        return self.frame.model_keys(turn(self.frame.keys(states), self.turning(offsets, states)))
 
     def turning(self, offsets: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """What `turn` needs to move states in the dtype of `like` by `offsets` (batch or 1, tokens) positions."""
-        cos, sin = self.angles(offsets, like.new_empty(0, dtype=torch.promote_types(like.dtype, torch.float32)))
-        scale = self._scale_squared**0.5
-        return cos / scale, sin / scale
+        """What `turn` needs to move states of the frame by `offsets` (batch or 1, tokens) positions."""
+        like = like.new_empty(0, dtype=torch.promote_types(like.dtype, torch.float32))
+        cos, sin = self.angles(offsets, like)
+        if self._scaling is None:
+            return cos, sin
+        scaling = self._scaling.to(cos).repeat(2)
+        return cos / scaling, sin / scaling
 
 
 def turn(states: Tensor, turning: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotated states (batch, heads, tokens, head_dim), moved as `Rotary.turning` says."""
+    """Rotated states (batch, heads, tokens, head_dim) of a frame, moved as `Rotary.turning` says."""
     cos, sin = turning
     exact = states.to(cos.dtype)
     # x cos + rotate_half(x) sin, without a second tensor as large as the states

@@ -1,9 +1,10 @@
-"""What a model is given before it is measured: attention that caches take part in, and faster narrow products."""
+"""What a model is given before it is measured: caches that attend, prompts that leave nothing behind."""
 
 from __future__ import annotations
 
 from transformers import PreTrainedModel
 
+from kvgauge.architecture import prompt_length
 from kvgauge.attend import attention
 from kvgauge.models import mla, narrow_linear
 
@@ -13,3 +14,4 @@ def attach(model: PreTrainedModel) -> None:
     attention.install(model)
     mla.install(model)
     narrow_linear.install(model)
+    prompt_length.install(model)

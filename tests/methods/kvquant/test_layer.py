@@ -16,6 +16,11 @@ WIDTH = HEADS * DIM
 FREQUENCIES = 10_000.0 ** -(torch.arange(DIM // 2) / (DIM / 2))
 
 
+@pytest.fixture(autouse=True)
+def same_numbers():
+    torch.manual_seed(0)
+
+
 def quantiser(pre_rope=True, sinks=2, outliers=0.1):
     levels = {bits: torch.linspace(-1, 1, 2**bits) for bits in (2, 3, 4)}
     bound = torch.full((WIDTH,), 1.6)
