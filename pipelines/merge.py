@@ -112,7 +112,7 @@ def chosen_ranks(
     facts = model_facts(model)
     if not isinstance(method, LowRankPerHead) or fitted is None:
         return [{"rank_k": None, "rank_v": None}] * facts.num_layers
-    ranks = method.ranks(fitted, facts.num_layers, facts.head_dim, tokens)
+    ranks = method.ranks(fitted, facts, tokens)
     return [{"rank_k": rank_k, "rank_v": rank_v} for rank_k, rank_v in ranks]
 
 

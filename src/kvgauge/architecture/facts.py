@@ -105,6 +105,10 @@ class ModelFacts:
         others = [layer if not layer.compressible else _state_alone(layer) for layer in self.layers]
         return self._nbytes(others, tokens, bits)
 
+    def compressed_nbytes(self, tokens: int, bits: int | None = None) -> int:
+        """The part of `full_nbytes` that is in layers which may be compressed."""
+        return self.full_nbytes(tokens, bits) - self.others_nbytes(tokens, bits)
+
     def expanded_nbytes(self, tokens: int) -> int:
         """Bytes of the keys and values of all heads of `tokens` tokens: what MLA's latents stand for.
 

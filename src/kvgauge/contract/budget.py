@@ -17,14 +17,29 @@ Size = TypeVar("Size")
 
 
 def reference_nbytes(method: Method, facts: ModelFacts, tokens: int) -> int:
-    """Bytes of the uncompressed cache of `tokens` tokens of one sequence: what the method's budget is a share of."""
-    return facts.full_nbytes(tokens, method.needs.reference_bits)
+    """Bytes of the uncompressed cache of `tokens` tokens of one sequence: what the method's budget is a share of.
+
+    It is transformers' own: layers with a window hold a window, and states are what they are. `Needs.reference_bits`
+    concerns the layers that may be compressed.
+    """
+    bits = method.needs.reference_bits
+    return facts.compressed_nbytes(tokens, bits) + facts.others_nbytes(tokens)
 
 
 def allowed_nbytes(method: Method, facts: ModelFacts, tokens: int) -> float:
-    """Bytes that the budget of a method pays for, of one sequence of `tokens` tokens."""
+    """Bytes that the budget of a method leaves to the layers that it compresses, of one sequence of `tokens` tokens.
+
+    Raises:
+        UserError: the layers that are left to transformers take all of it.
+    """
     assert method.budget is not None
-    return method.budget * reference_nbytes(method, facts, tokens)
+    others, reference = facts.others_nbytes(tokens), reference_nbytes(method, facts, tokens)
+    if others and others >= method.budget * reference:
+        raise UserError(
+            f"budget {method.budget:g} of {method.name}: the layers of {facts.name} that are not compressed (windows, "
+            f"states) take {others / reference:.3g} of the cache at {tokens} tokens: raise the budget or the length"
+        )
+    return method.budget * reference - others
 
 
 def largest(low: int, high: int, nbytes: Callable[[int], float], allowed: float) -> int | None:
@@ -66,10 +81,10 @@ def check_reached(method: Method, facts: ModelFacts, tokens: int, nbytes: float)
     """Refuse a budget that the smallest size of a method does not keep to.
 
     Raises:
-        UserError: `nbytes` of a context of `tokens` tokens are more than the budget allows.
+        UserError: `nbytes`, of the compressed layers after a context of `tokens` tokens, are more than it allows.
     """
     if method.budget is not None and nbytes > TOLERANCE * allowed_nbytes(method, facts, tokens):
-        least = nbytes / reference_nbytes(method, facts, tokens)
+        least = (nbytes + facts.others_nbytes(tokens)) / reference_nbytes(method, facts, tokens)
         raise UserError(
             f"budget {method.budget:g} of {method.name} is below the {least:.3g} that it reaches on {tokens} tokens: "
             f"raise the budget or give a longer context"

@@ -105,7 +105,7 @@ class Projector(ABC):
 
     def nbytes(self, facts: ModelFacts, fitted: Fitted | None, tokens: int) -> int:
         """As `Method.nbytes`, with every number in the model's dtype."""
-        return self.stored_nbytes(facts, fitted, EXACT, tokens)
+        return self.stored_nbytes(facts, fitted, EXACT, tokens) + facts.others_nbytes(tokens)
 
     @abstractmethod
     def stored_cache(
@@ -130,6 +130,8 @@ class Projector(ABC):
     @abstractmethod
     def stored_nbytes(self, facts: ModelFacts, fitted: Fitted | None, storage: Storage, tokens: int) -> int:
         """Bytes of one sequence right after the compression of a context of `tokens` tokens, at this method's budget.
+
+        Of the layers that it compresses alone.
 
         Raises:
             UserError: the budget is too low for this method.

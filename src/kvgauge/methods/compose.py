@@ -191,7 +191,8 @@ class Compose(Composite, Lossless, Method):
     # -- the budget ----------------------------------------------------------------------------------------------
 
     def nbytes(self, facts: ModelFacts, fitted: Fitted | None, tokens: int) -> int:
-        return self._nbytes(self.bought(facts, fitted, tokens), facts, fitted, tokens)
+        bought = self.bought(facts, fitted, tokens)
+        return self._nbytes(bought, facts, fitted, tokens) + facts.others_nbytes(tokens)
 
     def _nbytes(self, members: Members, facts: ModelFacts, fitted: Fitted | None, tokens: int) -> int:
         entries = tokens if members.merger is None else min(tokens, members.merges.entries(tokens, facts))
@@ -211,7 +212,8 @@ class Compose(Composite, Lossless, Method):
             try:
                 check_reached(self, facts, tokens, self._nbytes(members, facts, fitted, tokens))
             except UserError:
-                share = self._nbytes(members, facts, fitted, tokens) / reference_nbytes(self, facts, tokens)
+                size = self._nbytes(members, facts, fitted, tokens) + facts.others_nbytes(tokens)
+                share = size / reference_nbytes(self, facts, tokens)
                 raise UserError(
                     f"budget {self.budget:g} of {self.name}: its members take {share:.3f} and have sizes of their own: "
                     f"raise the budget, take fewer bits or leave a size to the budget"

@@ -69,7 +69,8 @@ class MiniCache(Lossless, Method):
 
     def nbytes(self, facts: ModelFacts, fitted: Fitted | None, tokens: int) -> int:
         retained = 0 if self.budget is None else self.retained(facts, tokens)
-        return self._nbytes(facts, tokens, tokens if self.gamma == 0.0 and self.budget is None else retained)
+        whole = self.gamma == 0.0 and self.budget is None
+        return self._nbytes(facts, tokens, tokens if whole else retained) + facts.others_nbytes(tokens)
 
     def _nbytes(self, facts: ModelFacts, tokens: int, retained: int) -> int:
         """Bytes with so many exact tokens of the keys, and as many of the values, of every pair."""
@@ -89,7 +90,8 @@ class MiniCache(Lossless, Method):
             0, tokens, lambda count: self._nbytes(facts, tokens, count), allowed_nbytes(self, facts, tokens)
         )
         if found is None:
-            pairs, least = len(self.pairs(facts.num_layers)), self._nbytes(facts, tokens, 0) / facts.full_nbytes(tokens)
+            pairs = len(self.pairs(facts.num_layers))
+            least = (self._nbytes(facts, tokens, 0) + facts.others_nbytes(tokens)) / facts.full_nbytes(tokens)
             raise UserError(
                 f"budget {self.budget:g} of {self.name} is below the {least:.3f} that merging {pairs} pairs of "
                 f"{facts.num_layers} layers reaches: raise it or lower start_layer"

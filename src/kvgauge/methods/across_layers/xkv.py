@@ -20,7 +20,7 @@ from kvgauge.architecture.planes import BLOCK, PlaneRotation
 from kvgauge.calibration.allocation import LOSSES, check_allocation, held_out, spend
 from kvgauge.calibration.weighting import Weighting
 from kvgauge.calibration.whitening import output_moments, roots, score_metrics, value_weighting
-from kvgauge.contract.budget import check_reached
+from kvgauge.contract.budget import allowed_nbytes, check_reached
 from kvgauge.contract.fitted import Fitted
 from kvgauge.contract.fitting import check_fitted, fit_metadata
 from kvgauge.contract.method import Method, Needs, plain_label
@@ -258,13 +258,13 @@ class XKV(Projector, Lossless, Method):
 
     def _affordable(self, facts: ModelFacts, tokens: int, sinks: int) -> float:
         """Numbers of all bases and factors together that the budget pays for, after what is exact or a landmark."""
-        assert self.budget is not None
         compressed = sum(len(group) for group in self.groups(facts.num_layers))
         exact = (facts.num_layers - compressed) * facts.cached_width
         if facts.latent is not None:
             exact += compressed * facts.latent.qk_rope_head_dim
         everything = facts.num_layers * facts.cached_width
-        numbers = self.budget * everything * (tokens + sinks) - exact * tokens - everything * sinks
+        numbers = allowed_nbytes(self, facts, tokens + sinks) / facts.dtype.itemsize
+        numbers -= exact * tokens + everything * sinks
         selection = self.selection()
         if selection is not None:
             numbers -= selection.count(tokens) * facts.num_key_value_heads * facts.head_dim * compressed

@@ -73,7 +73,7 @@ class Full(Projector, Lossless, Method):
 
     def stored_nbytes(self, facts: ModelFacts, fitted: Fitted | None, storage: Storage, tokens: int) -> int:
         if facts.latent is not None:
-            return facts.full_nbytes(tokens)
+            return facts.compressed_nbytes(tokens)
         heads, head_dim = facts.num_key_value_heads, facts.head_dim
         return facts.num_layers * whole_nbytes(storage, heads, head_dim, facts.dtype, tokens)
 

@@ -174,13 +174,15 @@ class KVQuant(Quantizer, Lossless, Method):
     def nbytes(self, facts: ModelFacts, fitted: Fitted | None, tokens: int) -> int:
         if self.bits == EXACT_BITS:
             return facts.full_nbytes(tokens)
+        others = facts.others_nbytes(tokens)
         bits = self.bits
         if bits is None:
             allowed = allowed_nbytes(self, facts, tokens)
             bits = most(BITS, lambda choice: self._nbytes(facts, choice, tokens), allowed)
         if bits is None:
-            raise self._too_small(self._nbytes(facts, min(BITS), tokens) / reference_nbytes(self, facts, tokens))
-        return self._nbytes(facts, bits, tokens)
+            least = others + self._nbytes(facts, min(BITS), tokens)
+            raise self._too_small(least / reference_nbytes(self, facts, tokens))
+        return others + self._nbytes(facts, bits, tokens)
 
     def _nbytes(self, facts: ModelFacts, bits: int, tokens: int) -> int:
         """Bytes with as many outliers of the keys as in the calibration sequences."""

@@ -109,10 +109,11 @@ class Streaming(Lossless, Merger, Method):
 
     def nbytes(self, facts: ModelFacts, fitted: Fitted | None, tokens: int) -> int:
         entries = min(self.entries(tokens, facts), tokens)
-        return facts.full_nbytes(tokens) if entries == tokens else self._nbytes(facts, entries)
+        held = facts.compressed_nbytes(tokens) if entries == tokens else self._nbytes(facts, entries)
+        return held + facts.others_nbytes(tokens)
 
     def _nbytes(self, facts: ModelFacts, entries: int) -> int:
-        return facts.full_nbytes(entries) + entries * facts.num_layers * CARDINALITY_NBYTES
+        return facts.compressed_nbytes(entries) + entries * facts.num_layers * CARDINALITY_NBYTES
 
     def bookkeeping_nbytes(self, entries: int, facts: ModelFacts) -> int:
         return 0 if self.rule == "evict" else entries * facts.num_layers * CARDINALITY_NBYTES

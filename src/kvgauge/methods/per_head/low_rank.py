@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kvgauge.architecture.facts import model_facts
+from kvgauge.architecture.facts import ModelFacts, model_facts
 from kvgauge.calibration.allocation import LOSSES, check_allocation
+from kvgauge.contract.budget import allowed_nbytes
 from kvgauge.contract.fitted import Fitted
 from kvgauge.contract.fitting import check_fitted, fit_metadata
 from kvgauge.contract.method import Method, Needs, plain_label
@@ -36,7 +37,6 @@ from kvgauge.methods.per_head.streaming_latents import StreamingLatentCache, Str
 from kvgauge.store.storage import EXACT, Storage
 
 if TYPE_CHECKING:
-    from kvgauge.architecture.facts import ModelFacts
     from kvgauge.calibration.moments import Moments
 
 
@@ -169,17 +169,17 @@ class LowRankPerHead(Projector, Lossless, Method):
             seconds=time.perf_counter() - start,
         )
         fitted = Fitted(tensors, metadata)
-        metadata["ranks"] = self.ranks(fitted, facts.num_layers, facts.head_dim)
+        metadata["ranks"] = self.ranks(fitted, facts)
         return fitted
 
     # -- ranks ---------------------------------------------------------------------------------------------------
 
-    def ranks(self, fitted: Fitted, num_layers: int, head_dim: int, context_length: int | None = None) -> Ranks:
+    def ranks(self, fitted: Fitted, facts: ModelFacts, context_length: int | None = None) -> Ranks:
         """(rank_k, rank_v) per layer; for MLA's latents the same rank twice.
 
         Args:
             fitted: holds the spectra that ε needs, and the losses that an allocation needs.
-            num_layers, head_dim: of the model.
+            facts: of the model.
             context_length: tokens of the context, which a budget with exact sinks and window depends on; None leaves
                 them out.
 
@@ -188,25 +188,25 @@ class LowRankPerHead(Projector, Lossless, Method):
         """
         rank_k = self.rank if self.rank_k is None else self.rank_k
         rank_v = self.rank if self.rank_v is None else self.rank_v
-        rotary = fitted.metadata.get("qk_rope_head_dim")
-        if rotary is not None:
+        num_layers, head_dim = facts.num_layers, facts.head_dim
+        if facts.latent is not None:
             if rank_k != rank_v:
                 raise UserError(f"rank_k and rank_v of {self.name}: this model has one latent (MLA), give rank instead")
             if rank_k is None and self.epsilon is None:
-                assert self.budget is not None
-                return latent_ranks(self.name, self.budget, num_layers, head_dim, rotary)
+                share = self._share(facts, context_length)
+                return latent_ranks(self.name, share, num_layers, head_dim, facts.latent.qk_rope_head_dim)
         if rank_k is not None and rank_v is not None:
             return explicit_ranks(self.name, rank_k, rank_v, num_layers, head_dim)
         if self.epsilon is not None:
             energies_k, energies_v = (self.energies(fitted.tensors[f"spectrum_{part}"]) for part in ("k", "v"))
             return epsilon_ranks(energies_k, energies_v, self.epsilon)
-        assert self.budget is not None
-        numbers = 2.0 * head_dim * self.budget
+        share = self._share(facts, context_length)
+        numbers = 2.0 * head_dim * share
         if context_length is not None:
             exact = min(self.sinks + self.window, context_length)
             if exact == context_length:
                 return [(head_dim, head_dim)] * num_layers
-            numbers = 2.0 * head_dim * (self.budget * context_length - exact) / (context_length - exact)
+            numbers = 2.0 * head_dim * (share * context_length - exact) / (context_length - exact)
             if numbers < 2:
                 raise UserError(
                     f"budget {self.budget:g} of {self.name} does not pay for {exact} exact tokens of {context_length}: "
@@ -218,6 +218,11 @@ class LowRankPerHead(Projector, Lossless, Method):
             losses_k, losses_v = (fitted.tensors[name] for name in LOSSES)
             return allocated_ranks(self.name, losses_k, losses_v, numbers)
         return budget_ranks(self.name, numbers, num_layers, head_dim)
+
+    def _share(self, facts: ModelFacts, context_length: int | None) -> float:
+        """What the budget leaves of the layers that are compressed."""
+        tokens = facts.max_positions if context_length is None else context_length
+        return allowed_nbytes(self, facts, tokens) / facts.compressed_nbytes(tokens)
 
     def _complete(
         self, rank_k: int | None, rank_v: int | None, numbers: float, num_layers: int, head_dim: int
@@ -248,10 +253,10 @@ class LowRankPerHead(Projector, Lossless, Method):
             )
         if facts.latent is not None:
             chosen = sized(facts.max_positions)  # the rank of latents does not depend on the length of the context
-            ranks = chosen.ranks(known, facts.num_layers, facts.head_dim)
+            ranks = chosen.ranks(known, facts)
             return KVCache(chosen._latent_layers(model, known, ranks), context_length=context_length)
         # refuses bad ranks before any work is done
-        sized(facts.max_positions).ranks(known, facts.num_layers, facts.head_dim)
+        sized(facts.max_positions).ranks(known, facts)
         layer_type, cache_type = (
             (StreamingLatentLayer, StreamingLatentCache) if self.compress_prefill else (LatentLayer, KVCache)
         )
@@ -265,10 +270,10 @@ class LowRankPerHead(Projector, Lossless, Method):
         assert fitted is not None
         heads, head_dim, dtype = facts.num_key_value_heads, facts.head_dim, facts.dtype
         if facts.latent is not None:
-            ranks = self.ranks(fitted, facts.num_layers, head_dim)
+            ranks = self.ranks(fitted, facts)
             numbers = sum(rank + facts.latent.qk_rope_head_dim for rank, _ in ranks)
             return numbers * tokens * dtype.itemsize
-        ranks = self.ranks(fitted, facts.num_layers, head_dim, tokens)
+        ranks = self.ranks(fitted, facts, tokens)
         exact = min(self.sinks + self.window, tokens)
         latents = sum(
             storage.rows_nbytes(tokens - exact, rank, dtype, SUITED) for rank_pair in ranks for rank in rank_pair
@@ -291,7 +296,7 @@ class LowRankPerHead(Projector, Lossless, Method):
         facts = model_facts(model)
 
         def projections(tokens: int) -> HeadProjections:
-            rank_k, rank_v = sized(tokens).ranks(known, facts.num_layers, facts.head_dim, tokens)[layer]
+            rank_k, rank_v = sized(tokens).ranks(known, facts, tokens)[layer]
             pairs = known.truncated(layer, rank_k, rank_v)
             weight = model.get_decoder().layers[layer].self_attn.o_proj.weight
             return HeadProjections(*(tensor.to(weight.device, weight.dtype).contiguous() for tensor in pairs))

@@ -111,7 +111,7 @@ class Pressed(Lossless, Method):
 
     def nbytes(self, facts: ModelFacts, fitted: Fitted | None, tokens: int) -> int:
         if self._asked_budget is not None:
-            return int(allowed_nbytes(self, facts, tokens))
+            return int(allowed_nbytes(self, facts, tokens)) + facts.others_nbytes(tokens)
         masked = self.keeps_everything or self._is(*MASKING)
         return int(facts.full_nbytes(tokens) * (1.0 if masked else 1.0 - (self.compression_ratio or 0.0)))
 

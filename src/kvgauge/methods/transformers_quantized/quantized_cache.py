@@ -127,10 +127,10 @@ class QuantizedCache(Quantizer, Method):
         return bits + 2 * 8 * facts.dtype.itemsize / self.group(facts.head_dim, bits)
 
     def nbytes(self, facts: ModelFacts, fitted: Fitted | None, tokens: int) -> int:
-        return self._nbytes(facts, self.chosen_bits(facts), tokens)
+        return self._nbytes(facts, self.chosen_bits(facts), tokens) + facts.others_nbytes(tokens)
 
     def _nbytes(self, facts: ModelFacts, bits: int, tokens: int) -> int:
-        return round(facts.full_nbytes(tokens, 8) / 8 * self.bits_per_number(facts, bits))
+        return round(facts.compressed_nbytes(tokens, 8) / 8 * self.bits_per_number(facts, bits))
 
     def chosen_bits(self, facts: ModelFacts) -> int:
         """The explicit bits, or the most that fit.
