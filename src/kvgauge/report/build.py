@@ -49,8 +49,8 @@ BEST = (
     "their score on these samples, and the paired difference (combination minus published) with its 95% interval."
 )
 AVERAGES = (
-    "Means in percent, taken together as the benchmark's papers do. A star: not all tasks that belong to the average were "
-    "run."
+    "Means in percent, taken together as the benchmark's papers do. A star: not all tasks that belong to the average "
+    "were run."
 )
 
 
