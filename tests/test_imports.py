@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kvgauge.fingerprint import imports, module_file
+from kvgauge.fingerprint import imports, module_file, reached
 
 # From the top floor down; a module may import what stands behind it here, and its own package.
 FLOORS = [
@@ -68,6 +68,12 @@ def test_imports_run_down(module):
         own, other = FLOORS.index(floor(module)), FLOORS.index(floor(imported))
         assert other >= own, f"{module} imports {imported}, which stands above it"
         assert family(module) in (None, family(imported)) or family(imported) is None, f"{module} imports {imported}"
+
+
+@pytest.mark.parametrize("module", ["kvgauge.evaluation.run", "kvgauge.report.build", "pipelines.prepare"])
+def test_no_stage_knows_a_benchmark(module):
+    modules = reached(module)
+    assert len(modules) > 10 and not [name for name in modules if name.startswith("kvgauge.benchmarks")]
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module not in ("kvgauge", "kvgauge.testing")])

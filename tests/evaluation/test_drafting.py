@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import kvgauge
+from kvgauge.benchmarks.ruler import Ruler
 from kvgauge.contract.fitting import learns
 from kvgauge.evaluation.answering import Answerer
 from kvgauge.evaluation.cell import Cell
@@ -19,7 +20,6 @@ from kvgauge.evaluation.decoding import greedy, prefill
 from kvgauge.evaluation.drafting import Drafts, greedy_drafted
 from kvgauge.evaluation.engine import Engine, rows
 from kvgauge.evaluation.run import draft_tokens
-from kvgauge.evaluation.scoring import scorer
 from kvgauge.evaluation.store import AnswerStore
 from kvgauge.evaluation.units import Encoder, make_units
 from kvgauge.layers.cache import KVCache
@@ -162,5 +162,5 @@ def test_a_panel_with_drafts_gives_the_rows_of_one_without(
                 pass
 
         Engine(Answerer(*tiny, tokens), encoder, cells, store, Silent()).run(units)
-        found.append(rows(units, samples, cells, store, "tiny/llama", scorer("ruler")).samples)
+        found.append(rows(units, samples, cells, store, "tiny/llama", Ruler()).samples)
     assert found[0] == found[1]

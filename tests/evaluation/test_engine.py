@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from kvgauge.evaluation.turns import needle_turns
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import kvgauge
+from kvgauge.benchmarks.ruler import Ruler
+from kvgauge.benchmarks.ruler.turns import needle_turns
 from kvgauge.evaluation.answering import Answerer
 from kvgauge.evaluation.cell import Cell
 from kvgauge.evaluation.engine import Engine, missing, rows
-from kvgauge.evaluation.scoring import scorer
 from kvgauge.evaluation.store import AnswerStore
 from kvgauge.evaluation.units import Encoder, Unit, make_units
 from kvgauge.layers.cache import KVCache
@@ -159,7 +159,7 @@ def test_rows_hold_the_proof_of_compression(
     samples, store = make_samples(3), AnswerStore(tmp_path)
     units = make_units(samples, Encoder(*tiny, chat=None))
     run(tiny, panel, units, store)
-    found = rows(units, samples, panel, store, "tiny/llama", scorer("ruler"))
+    found = rows(units, samples, panel, store, "tiny/llama", Ruler())
     order = [(row["cell"], row["compress_at"], row["sample_id"]) for row in found.samples]
     assert order == [(cell.label, cell.compress_at, sample.id) for cell in panel for sample in samples]
     assert [(row["cell"], row["compress_at"], row["sample_id"]) for row in found.timings] == order
@@ -170,6 +170,7 @@ def test_rows_hold_the_proof_of_compression(
         assert row["full_nbytes"] == kvgauge.full_nbytes(tiny[0], row["context_tokens"])
         assert row["nbytes"] == sum(row["nbytes_by_part"].values()) <= row["full_nbytes"] * (row["budget"] or 1.0)
         assert row["nbytes_end"] > row["nbytes"]
+        assert row["kind"] == "retrieval"
         assert "seconds" not in row
     for row in found.timings:
         assert set(row["seconds"]) == {"prefill", "compress", "question", "decode"}
@@ -250,10 +251,10 @@ def test_later_turns_depend_on_the_moment_of_compression(
 def test_a_cut_context_is_counted(tiny: Tiny, make_cell: CellMaker, make_samples: SampleMaker, tmp_path: Path) -> None:
     [sample] = make_samples(1, max_new_tokens=2)
     long = replace(sample, context=sample.context * 50)
-    encoder, store = Encoder(*tiny, chat=None, limit="truncate"), AnswerStore(tmp_path)
+    encoder, store = Encoder(*tiny, chat=None, overlong="truncate"), AnswerStore(tmp_path)
     units, cell = make_units([long], encoder), make_cell("ksvd", budget=0.5)
     run(tiny, [cell], units, store, encoder)
-    [row] = rows(units, [long], [cell], store, "tiny/llama", scorer("ruler")).samples
+    [row] = rows(units, [long], [cell], store, "tiny/llama", Ruler()).samples
     assert row["truncated"] is True
     assert row["context_tokens"] + row["truncated_tokens"] == len(long.context)
 
@@ -264,7 +265,7 @@ def test_a_missing_answer_is_never_left_out(
     samples = make_samples(1)
     units = make_units(samples, Encoder(*tiny, chat=None))
     with pytest.raises(RuntimeError, match="is not in"):
-        rows(units, samples, panel, AnswerStore(tmp_path), "tiny/llama", scorer("ruler"))
+        rows(units, samples, panel, AnswerStore(tmp_path), "tiny/llama", Ruler())
 
 
 def test_a_spread_model_answers_the_same(

@@ -10,10 +10,10 @@ import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import kvgauge
+from kvgauge.benchmarks.ruler import Ruler
 from kvgauge.evaluation.answering import Answerer
 from kvgauge.evaluation.cell import Cell
 from kvgauge.evaluation.engine import Engine, rows
-from kvgauge.evaluation.scoring import scorer
 from kvgauge.evaluation.store import AnswerStore
 from kvgauge.evaluation.units import Encoder, make_units
 from kvgauge.prompts.samples import Sample
@@ -40,7 +40,7 @@ def answers(
     encoder = Encoder(*tiny, chat=None)
     units = make_units(samples, encoder, batch_size=batch_size)
     Engine(Answerer(*tiny), encoder, cells, AnswerStore(store), Silent()).run(units)
-    return rows(units, samples, cells, AnswerStore(store), "tiny/llama", scorer("ruler")).samples
+    return rows(units, samples, cells, AnswerStore(store), "tiny/llama", Ruler()).samples
 
 
 @pytest.fixture(scope="module")

@@ -1,44 +1,58 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
-from lm_eval.tasks.ruler.common_utils import process_results
 
+from kvgauge.contract.benchmark import SETTING, Benchmark
 from kvgauge.errors import UserError
-from kvgauge.evaluation.scoring import averages, limit, scorer
+from kvgauge.evaluation.scoring import averages, score
 from kvgauge.prompts.samples import Sample
 
 SampleMaker = Callable[..., list[Sample]]
+SETTING_OF_A_CELL = dict.fromkeys(SETTING, "x")
 
 
-def test_ruler_scores_are_lm_evals(make_samples: SampleMaker) -> None:
-    for index, sample in enumerate(make_samples(6)):
-        wanted, more = sample.answers[0], str(index)
-        sample = replace(sample, answers=(wanted, more))
-        for answer in (wanted, f" {wanted} and {more}", "", "nothing", wanted[:-1], f"\n{more}\x00{wanted.upper()}"):
-            # lm-eval scores a document under its own length and says -1 everywhere else
-            document = {"max_length": 4096, "outputs": list(sample.answers)}
-            assert scorer("ruler")(sample, answer) == process_results(document, [answer])["4096"]
+@dataclass(frozen=True, kw_only=True)
+class Fixed(Benchmark):
+    """Gives what it is told to give."""
+
+    name: str = "fixed"
+    value: float = 0.0
+    rows: Any = None
+
+    def prompts(self, counter: Any) -> Iterator[Sample]:
+        yield from ()
+
+    def score(self, sample: Sample, answer: str) -> float:
+        return self.value
+
+    def averages(self, cells: Sequence[Mapping[str, Any]]) -> Any:
+        return self.rows
 
 
-def test_longbench_is_scored_by_its_own_metrics(make_samples: SampleMaker) -> None:
+@pytest.mark.parametrize("value", [0.0, 0.3, 1, True])
+def test_a_score_is_the_benchmarks(make_samples: SampleMaker, value: float) -> None:
     [sample] = make_samples(1)
-    classes = ("Food", "Sport")
-    question = replace(sample, task="trec", answers=("Food",), facts={"all_classes": list(classes)})
-    assert scorer("longbench")(question, "Food\nSport") == 1.0
-    assert scorer("longbench")(question, "Sport") == 0.0
+    assert score(Fixed(value=value), sample, "an answer") == value
 
 
-def test_limits_and_averages_are_the_benchmarks() -> None:
-    assert (limit("ruler"), limit("longbench"), limit("longbench_e")) == ("refuse", "truncate", "truncate")
-    assert averages("ruler", []) is None
-    setting = {"cell": "full", "method": "full", "budget": None, "compress_at": "context", "model": "m", "length": 0}
-    [category, overall] = averages("longbench", [setting | {"task": "qasper", "mean": 0.25}]) or []
-    assert category["mean"] == overall["mean"] == 0.25
+@pytest.mark.parametrize("value", [-0.1, 1.01, 37.5, float("nan")])
+def test_a_score_that_cannot_be_is_refused(make_samples: SampleMaker, value: float) -> None:
+    [sample] = make_samples(1)
+    with pytest.raises(UserError, match=f"benchmark fixed scores an answer to {sample.id} with {value}"):
+        score(Fixed(value=value), sample, "an answer")
 
 
-def test_an_unknown_benchmark_is_refused() -> None:
-    with pytest.raises(UserError, match="did you mean 'ruler'"):
-        scorer("rulr")
+def test_averages_stand_under_the_benchmarks_name() -> None:
+    assert averages(Fixed(), []) is None
+    row = SETTING_OF_A_CELL | {"average": "overall", "mean": 0.5, "language": "en"}
+    assert averages(Fixed(rows=[row]), []) == [row | {"benchmark": "fixed"}]
+
+
+def test_an_average_that_the_report_could_not_show_is_refused() -> None:
+    row = SETTING_OF_A_CELL | {"mean": 0.5}
+    with pytest.raises(UserError, match="an average of benchmark fixed has no average: correct"):
+        averages(Fixed(rows=[row]), [])

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from kvgauge.evaluation.turns import needle_turns
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from kvgauge.benchmarks.ruler.turns import needle_turns
 from kvgauge.errors import UserError
 from kvgauge.evaluation.units import Encoder, make_units
 from kvgauge.prompts.samples import Sample
@@ -68,6 +68,11 @@ def test_a_key_depends_on_what_shares_the_batch(encoder: Encoder, make_samples: 
     assert key(second, first) == key(first, second)
 
 
+def test_fewer_than_one_turn_is_refused(encoder: Encoder, make_samples: SampleMaker) -> None:
+    with pytest.raises(UserError, match="turns is 0: set it to 1 or more"):
+        make_units(make_samples(1), encoder, turns=0)
+
+
 def test_turns_are_grouped_by_context(encoder: Encoder, make_samples: SampleMaker) -> None:
     talks = [needle_turns(sample, 3) for sample in make_samples(2)]
     units = make_units([turn for talk in talks for turn in talk], encoder, turns=3)
@@ -100,7 +105,7 @@ def test_a_sample_beyond_the_positions_is_refused_or_cut(tiny: Tiny, make_sample
     long = replace(sample, context=sample.context * 60)
     with pytest.raises(UserError, match="8192 positions"):
         make_units([long], Encoder(*tiny, chat=None))
-    cutting = Encoder(*tiny, chat=None, limit="truncate")
+    cutting = Encoder(*tiny, chat=None, overlong="truncate")
     prompt, cut = cutting.prompt(long)
     assert cut > 0 and prompt.tokens + long.max_new_tokens == 8192
     whole = Encoder(*tiny, chat=None).tokenizer(long.context).input_ids
@@ -114,4 +119,4 @@ def test_a_sample_beyond_the_positions_is_refused_or_cut(tiny: Tiny, make_sample
 def test_a_question_beyond_the_positions_cannot_be_cut(tiny: Tiny, make_samples: SampleMaker) -> None:
     [sample] = make_samples(1)
     with pytest.raises(UserError, match="8192 positions"):
-        Encoder(*tiny, chat=None, limit="truncate").prompt(replace(sample, question="why? " * 2000))
+        Encoder(*tiny, chat=None, overlong="truncate").prompt(replace(sample, question="why? " * 2000))

@@ -122,6 +122,8 @@ def test_a_sweep_makes_the_same_numbers_in_another_place(artifacts, tmp_path):
         ("fit", ["method=kqsvdd"], "unknown method 'kqsvdd': did you mean 'kqsvd'"),
         ("fit", ["model=smolm2-135m"], "unknown model 'smolm2-135m': did you mean 'smollm2-135m'"),
         ("prepare", ["corpus=essay"], "unknown corpus 'essay': did you mean 'essays'"),
+        ("evaluate", ["benchmark=rulr"], "unknown benchmark 'rulr': did you mean 'ruler'"),
+        ("prepare", ["model=tiny/llama", "benchmark._target_=nobody.has.This"], "there is no module 'nobody'"),
         ("evaluate", ["method.budget=1.5"], "budget 1.5 of kqsvd is outside (0, 1]"),
         ("evaluate", ["nonsense=1"], "the configuration has no 'nonsense'"),
         ("prepare", ["model=tiny/llama", "benchmark.tasks=[niah_singel_1]"], "did you mean 'niah_single_1'"),

@@ -16,6 +16,13 @@ from kvgauge.evaluation.statistics import summarise
 Row = dict[str, Any]
 
 SKILL = {"kqsvd": 0.95, "ksvd": 0.8, "eigen": 0.7, "xkv": 1.0, "kvslimmer": 0.5, "streamingllm": 0.35}
+KIND = {
+    "niah_single_1": "retrieval",
+    "niah_multikey_1": "retrieval",
+    "vt": "aggregation",
+    "cwe": "aggregation",
+    "qa_1": "qa",
+}
 EASE = {"niah_single_1": 1.0, "niah_multikey_1": 0.9, "vt": 0.7, "cwe": 0.5, "qa_1": 0.6}
 
 
@@ -43,6 +50,7 @@ def _samples(methods: tuple[str, ...], budgets: tuple[float, ...], lengths: tupl
                             "model": "smollm2-135m",
                             "sample_id": f"{task}-{length}-{index:04d}",
                             "task": task,
+                            "kind": KIND[task],
                             "length": length,
                             "answer": "x",
                             "answers": ["x"],

@@ -88,6 +88,24 @@ def test_held_out_text_is_a_type_of_its_own(samples):
     assert not text.isin(["nan"]).to_numpy().any()
 
 
+def test_a_benchmark_s_own_types_stand_behind_those_of_all(samples):
+    named = {"niah_single_1": "retrieval", "vt": "riddle", "cwe": "anagram", "qa_1": None}
+    rows = [row | {"kind": named[row["task"]]} for row in samples if row["task"] in named]
+    predictions = [
+        {"method": "full", "cell": "full", "budget": None, "rank_k": None, "rank_v": None, "sequence": 0}
+        | {"kl": 0.0, "perplexity": 9.0, "perplexity_full": 9.0}
+    ]
+    table = task_type_table(rows, predictions)
+    assert list(table["type"].unique()) == ["retrieval", "anagram", "riddle", "language modelling", "other"]
+
+
+def test_rows_that_do_not_say_their_kind_are_of_another(samples):
+    old = [{key: value for key, value in row.items() if key != "kind"} for row in samples]
+    table = task_type_table(old)
+    assert set(table["type"]) == {"other"}
+    assert _row(table, "other", "full")["tasks"] == "cwe, niah_multikey_1, niah_single_1, qa_1, vt"
+
+
 def test_the_report_has_the_table(stages: dict[str, list[Path]], tmp_path: Path) -> None:
     index = build_report(**stages, out_dir=tmp_path / "out", provenance={})
     assert "By task type" in index.read_text()

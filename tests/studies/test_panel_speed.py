@@ -5,7 +5,6 @@ import pytest
 import kvgauge
 from kvgauge.benchmarks.ruler import Ruler
 from kvgauge.prompts.length import TokenCounter
-from kvgauge.prompts.samples import Sample
 from pipelines.studies.panel_speed import BUDGETS, METHODS, PHASES, compare, fitted_cells
 
 
@@ -14,7 +13,7 @@ def test_both_ways_give_the_same_answers() -> None:
     cells = fitted_cells(model, tokenizer, sequences=1)
     assert len(cells) == 1 + len(METHODS) * len(BUDGETS)
     ruler = Ruler(tasks=["vt"], lengths=(1536,), samples=1)
-    samples = [Sample.of(prompt.to_dict()) for prompt in ruler.prompts(TokenCounter(tokenizer, chat=True))]
+    samples = list(ruler.prompts(TokenCounter(tokenizer, chat=True)))
     result = compare(model, tokenizer, samples, cells[:3])
     assert result["cells"] == ["full", "ksvd@0.75", "ksvd@0.5"]
     assert result["identical_answers"] == result["answers"] == 3

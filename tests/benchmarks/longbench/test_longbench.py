@@ -2,7 +2,9 @@ import pytest
 
 from kvgauge import configuration
 from kvgauge.benchmarks.longbench import DATASETS, LongBench
+from kvgauge.benchmarks.longbench.datasets import EDITIONS
 from kvgauge.errors import UserError
+from kvgauge.prompts.samples import Sample
 
 
 @pytest.mark.parametrize(("name", "edition", "datasets"), [("longbench", "standard", 21), ("longbench_e", "e", 13)])
@@ -33,3 +35,21 @@ def test_all_means_all_of_the_edition_in_order():
 def test_bad_values_are_user_errors(fields, message):
     with pytest.raises(UserError, match=message):
         LongBench(**fields)
+
+
+def test_it_is_scored_by_its_own_metrics():
+    facts = {"all_classes": ["Food", "Sport"]}
+    fields = {"context": "c", "question": "q", "answers": ("Food",), "max_new_tokens": 8, "length": 0, "facts": facts}
+    question = Sample(id="trec-0000", task="trec", **fields)
+    assert LongBench().score(question, "Food\nSport") == 1.0
+    assert LongBench().score(question, "Sport") == 0.0
+
+
+def test_long_prompts_averages_and_turns():
+    assert {LongBench(edition=edition).overlong for edition in EDITIONS} == {"truncate"}
+    setting = {"cell": "full", "method": "full", "budget": None, "compress_at": "context", "model": "m", "length": 0}
+    [category, overall] = LongBench().averages([setting | {"task": "qasper", "mean": 0.25}])
+    assert category["mean"] == overall["mean"] == 0.25
+    fields = {"context": "c", "question": "q", "answers": ("a",), "max_new_tokens": 8, "length": 0}
+    samples = [Sample(id=str(index), task="qasper", **fields) for index in range(2)]
+    assert LongBench().turns(samples, 3) == samples

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 
 import pytest
@@ -8,8 +7,11 @@ from kvgauge.benchmarks.longbench.datasets import EDITIONS, file_name, names, ta
 from kvgauge.benchmarks.longbench.prompts import prompt_formats
 from kvgauge.benchmarks.longbench.rows import Files
 from kvgauge.prompts.encoding import Template, encode
+from kvgauge.prompts.samples import Sample
 
 TASKS = [(edition, name) for edition in EDITIONS for name in names(edition)]
+FIELDS = {"id", "task", "context", "question", "answer_prefix", "answers", "max_new_tokens", "length", "tokens", "chat"}
+FACTS = {"dataset", "category", "language", "words", "bucket", "whole_tokens", "truncated", "all_classes", "source_id"}
 TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[answer]"
 
 
@@ -37,8 +39,8 @@ def test_every_dataset_from_its_file_to_a_score(prompts, directory, counter, edi
         assert sample.chat == (dataset.category not in ("few_shot", "code"))
         template = Template.of(counter.tokenizer, sample.chat)
         prompt = encode(counter.tokenizer, template, sample.context, sample.question)
-        assert sample.tokens == sample.whole_tokens == prompt.tokens + dataset.max_new_tokens
-        assert not sample.truncated
+        assert sample.tokens == sample.facts["whole_tokens"] == prompt.tokens + dataset.max_new_tokens
+        assert not sample.facts["truncated"]
         for answer in row.answers:
             # what follows the first line counts in neither few-shot learning nor code
             more = "\nQuestion: Food" if not dataset.chat else ""
@@ -48,7 +50,8 @@ def test_every_dataset_from_its_file_to_a_score(prompts, directory, counter, edi
         line = json.loads(json.dumps(sample.to_dict()))
         assert line["answers"] == list(row.answers)
         assert line["all_classes"] == (None if row.all_classes is None else list(row.all_classes))
-        assert set(line) == {field.name for field in dataclasses.fields(sample)}
+        assert set(line) == FIELDS | FACTS
+        assert Sample.of(line) == sample
 
 
 def test_ids_are_unique_and_ascii(prompts):
@@ -58,26 +61,29 @@ def test_ids_are_unique_and_ascii(prompts):
 
 
 def test_results_are_grouped_by_bucket_in_e_and_by_limit_otherwise(prompts):
-    assert [(sample.words, sample.bucket, sample.length) for sample in prompts(tasks=["lcc"], edition="e")] == [
+    assert [
+        (sample.facts["words"], sample.facts["bucket"], sample.length) for sample in prompts(tasks=["lcc"], edition="e")
+    ] == [
         (1200, "0-4k", 4000),
         (4000, "4-8k", 8000),
         (9100, "8k+", 16000),
     ]
-    assert {(sample.bucket, sample.length) for sample in prompts(tasks=["lcc"])} == {(None, 0)}
-    assert {(sample.bucket, sample.length) for sample in prompts(tasks=["lcc"], max_length=900)} == {(None, 900)}
+    assert {(sample.facts["bucket"], sample.length) for sample in prompts(tasks=["lcc"])} == {(None, 0)}
+    limited = prompts(tasks=["lcc"], max_length=900)
+    assert {(sample.facts["bucket"], sample.length) for sample in limited} == {(None, 900)}
 
 
 def test_long_prompts_lose_their_middle_and_only_they(prompts):
     whole = {sample.id: sample for sample in prompts()}
     limited = prompts(max_length=900)
-    assert {sample.truncated for sample in limited} == {True, False}
+    assert {sample.facts["truncated"] for sample in limited} == {True, False}
     for sample in limited:
         before = whole[sample.id]
         assert sample.tokens <= 900
-        assert sample.whole_tokens == before.tokens
-        assert sample.truncated == (before.tokens > 900)
+        assert sample.facts["whole_tokens"] == before.tokens
+        assert sample.facts["truncated"] == (before.tokens > 900)
         assert sample.question == before.question
-        if sample.truncated:
+        if sample.facts["truncated"]:
             assert sample.tokens >= 898
             assert len(sample.context) < len(before.context)
             assert sample.context[:150] == before.context[:150]
@@ -99,4 +105,4 @@ def test_without_chat_no_prompt_has_the_template(prompts, counter):
     assert not any(sample.chat for sample in plain)
     added = len("[user][answer]")
     for sample, other in zip(plain, chat, strict=True):
-        assert other.tokens - sample.tokens == (added if other.dataset == "qasper" else 0)
+        assert other.tokens - sample.tokens == (added if other.facts["dataset"] == "qasper" else 0)

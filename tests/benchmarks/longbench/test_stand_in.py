@@ -113,7 +113,7 @@ def test_prompts_are_named_as_the_stand_in(written, counter):
     assert isinstance(config, LongBench) and config.edition == "stand_in"
     prompts = list(config.prompts(counter))
     assert [prompt.task for prompt in prompts] == [f"{name}_stand_in" for name in names("stand_in") for _ in range(2)]
-    assert {prompt.dataset for prompt in prompts} <= set(DATASETS)
+    assert {prompt.facts["dataset"] for prompt in prompts} <= set(DATASETS)
 
 
 def test_a_missing_directory_says_how_to_make_it(tmp_path, counter):

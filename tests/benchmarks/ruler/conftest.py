@@ -1,8 +1,8 @@
 import pytest
 
-from kvgauge.benchmarks.ruler import PromptLength
 from kvgauge.corpora.sources import Sources
 from kvgauge.models.loading import load_tokenizer
+from kvgauge.prompts.length import PromptLength
 
 
 @pytest.fixture(scope="session")

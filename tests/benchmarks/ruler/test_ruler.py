@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import pytest
+from lm_eval.tasks.ruler.common_utils import process_results
 
 from kvgauge import configuration
-from kvgauge.benchmarks.ruler import TASKS, Ruler
+from kvgauge.benchmarks.ruler import TASKS, Ruler, generate
 from kvgauge.errors import UserError
 
 
@@ -31,3 +34,18 @@ def test_bad_values_are_one_line(fields, message):
     with pytest.raises(UserError, match=message) as caught:
         Ruler(**fields)
     assert "\n" not in str(caught.value)
+
+
+def test_scores_are_lm_evals(prompt_length, sources):
+    for index, sample in enumerate(generate("niah_multikey_1", 600, 6, 3, prompt_length, sources)):
+        wanted, more = sample.answers[0], str(index)
+        sample = replace(sample, answers=(wanted, more))
+        for answer in (wanted, f" {wanted} and {more}", "", "nothing", wanted[:-1], f"\n{more}\x00{wanted.upper()}"):
+            # lm-eval scores a document under its own length and says -1 everywhere else
+            document = {"max_length": 4096, "outputs": list(sample.answers)}
+            assert Ruler().score(sample, answer) == process_results(document, [answer])["4096"]
+
+
+def test_long_prompts_are_refused_and_no_averages_printed():
+    assert Ruler().overlong == "refuse"
+    assert Ruler().averages([]) is None
