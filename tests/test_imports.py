@@ -14,6 +14,7 @@ FLOORS = [
     "lm_eval",
     "suite",
     "cli",
+    "compare",
     "report",
     "measure",
     "evaluation",

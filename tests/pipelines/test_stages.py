@@ -11,6 +11,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from kvgauge.artifacts import read_json, read_lines
+from kvgauge.compare import main as compare
 from kvgauge.configuration import CONF_DIR
 from kvgauge.errors import UserError
 from kvgauge.stage import stage as as_command
@@ -114,6 +115,16 @@ def test_a_sweep_makes_the_same_numbers_in_another_place(artifacts, tmp_path):
     alone = [row for row in read_lines(only(tmp_path, "evaluate/*/samples.jsonl")) if row["budget"] == 0.5]
     together = read_lines(artifacts / "evaluate" / "ksvd" / "samples.jsonl")
     assert json.dumps(alone) == json.dumps([row for row in together if row["budget"] == 0.5])
+
+
+def test_results_stand_side_by_side(artifacts, capsys):
+    compare([str(artifacts), str(artifacts / "evaluate" / "ksvd"), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert {row["cell"] for row in found["compared"]} == {"ksvd@0.75", "ksvd@0.5"}
+    others = {f"{method}@{budget}" for method in ("eigen", "kqsvd") for budget in (0.75, 0.5)}
+    assert {row["cell"] for row in found["lost"]} == {"full", *others}
+    assert all(row["diff"] == 0 and row["n"] == 4 and row["changed"] == [] for row in found["compared"])
+    assert found["gained"] == found["unpaired"] == []
 
 
 @pytest.mark.parametrize(

@@ -75,8 +75,8 @@ def collect(
     evaluated, merged, timed = (_distinct(paths) for paths in (evaluate_dirs, merge_dirs, latency_dirs))
     if not (evaluated or merged or timed):
         raise UserError("nothing to report: give at least one output directory of evaluate, merge or latency")
-    results = [(directory, *_read_evaluation(directory)) for directory in evaluated]
-    samples = _merge_samples((directory, rows) for directory, rows, _ in results)
+    results = [(directory, *read_evaluation(directory)) for directory in evaluated]
+    samples = merge_samples((directory, rows) for directory, rows, _ in results)
     try:
         cells = summarise(samples)
     except ValueError as error:
@@ -119,7 +119,7 @@ def _required(row: Any, keys: Sequence[str], where: str, stage: str) -> Row:
     return row
 
 
-def _read_evaluation(directory: Path) -> tuple[list[Row], list[Row]]:
+def read_evaluation(directory: Path) -> tuple[list[Row], list[Row]]:
     """Samples and cells of one directory, checked against each other: ``cells.json`` is written last."""
     path = directory / "samples.jsonl"
     samples = [
@@ -194,7 +194,7 @@ def _identity(cell: Row) -> tuple[Any, ...]:
     return tuple(cell[name] for name in CELL_KEYS)
 
 
-def _merge_samples(by_directory: Iterable[tuple[Path, list[Row]]]) -> list[Row]:
+def merge_samples(by_directory: Iterable[tuple[Path, list[Row]]]) -> list[Row]:
     """All samples, each once."""
     kept: dict[tuple[Any, ...], tuple[Path, Row]] = {}
     for directory, samples in by_directory:

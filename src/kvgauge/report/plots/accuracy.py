@@ -112,12 +112,15 @@ def accuracy_by_length(cells: Sequence[Row], palette: Palette) -> Figure:
 
 
 @drawn_alike
-def differences(cells: Sequence[Row], palette: Palette) -> Figure:
-    """Difference from the uncompressed cache with its interval, cell by cell, the smallest budget lowest.
+def differences(
+    cells: Sequence[Row], palette: Palette, axis: str = "mean score minus that of the uncompressed cache, same samples"
+) -> Figure:
+    """Paired differences with their intervals, cell by cell, the smallest budget lowest.
 
     Args:
         cells: rows of one model, one ``compress_at`` and one length; those with task "all" and a difference are drawn.
         palette: the report's styles.
+        axis: what the differences are.
     """
     rows = [cell for cell in cells if cell["task"] == "all" and cell["diff"] is not None]
     rows.sort(key=lambda row: (np.inf if row["budget"] is None else row["budget"], row["diff"], row["cell"]))
@@ -133,7 +136,7 @@ def differences(cells: Sequence[Row], palette: Palette) -> Figure:
     axes.set_yticks(range(len(rows)), [row["cell"] for row in rows])
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel("mean score minus that of the uncompressed cache, same samples")
+    axes.set_xlabel(axis)
     return figure
 
 

@@ -1,7 +1,7 @@
 """Two cells, or the best of each budget, on chosen prompts of an evaluation: shares of the uncompressed score, paired.
 
-    python -m pipelines.studies.compare artifacts/evaluate/frontier --skip 10
-    python -m pipelines.studies.compare artifacts/evaluate/frontier --pairs kqsvd@0.5:ksvd@0.5 xkv@0.25:kqsvd@0.5
+    python -m pipelines.studies.paired_cells artifacts/evaluate/frontier --skip 10
+    python -m pipelines.studies.paired_cells artifacts/evaluate/frontier --pairs kqsvd@0.5:ksvd@0.5 xkv@0.25:kqsvd@0.5
 
 ``--skip N`` leaves out the first N prompts of every task and length: those that a composition was chosen on have no say
 in how good it is. The last line is one JSON object.

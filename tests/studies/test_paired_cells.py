@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from kvgauge.errors import UserError
-from pipelines.studies import compare
-from pipelines.studies.compare import later_prompts
+from pipelines.studies import paired_cells
+from pipelines.studies.paired_cells import later_prompts
 
 
 def row(cell, task, index, score):
@@ -46,8 +46,8 @@ def directory(tmp_path):
 
 
 def run(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr(sys, "argv", ["compare", *map(str, arguments)])
-    compare.main()
+    monkeypatch.setattr(sys, "argv", ["paired_cells", *map(str, arguments)])
+    paired_cells.main()
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
@@ -76,23 +76,23 @@ def test_rows_are_left_out_by_task():
 
 
 def test_only_prompts_that_every_cell_has_met_count():
-    found = compare.compare([line for line in ROWS if (line["cell"], line["score"]) != ("full", 0)], [])
+    found = paired_cells.compare([line for line in ROWS if (line["cell"], line["score"]) != ("full", 0)], [])
     assert found["prompts"] == 6 and {line["cell"]: line["mean"] for line in found["cells"]}["full"] == 1
     with pytest.raises(UserError, match="no prompt was met by every cell"):
-        compare.compare([row("full", "a", 0, 1), row("kqsvd@0.5", "a", 1, 1)], [])
+        paired_cells.compare([row("full", "a", 0, 1), row("kqsvd@0.5", "a", 1, 1)], [])
 
 
 @pytest.mark.parametrize("arguments", [("--pairs", "full"), ("--pairs", "full:nothing"), ("--skip", "9")])
 def test_mistakes_end_in_one_line(arguments, directory, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["compare", str(directory), *arguments])
+    monkeypatch.setattr(sys, "argv", ["paired_cells", str(directory), *arguments])
     with pytest.raises(SystemExit) as end:
-        compare.main()
+        paired_cells.main()
     error = capsys.readouterr().err
     assert end.value.code == 2 and error.count("\n") == 1
 
 
 def test_a_directory_without_answers(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["compare", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["paired_cells", str(tmp_path)])
     with pytest.raises(SystemExit) as end:
-        compare.main()
+        paired_cells.main()
     assert end.value.code == 2 and "samples.jsonl" in capsys.readouterr().err
