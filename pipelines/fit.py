@@ -1,6 +1,6 @@
 """fit: what a method learns from the moments.
 
-    python -m pipelines.fit -m method=ksvd,eigen,kqsvd
+    kvgauge fit -m method=ksvd,eigen,kqsvd
 
 Writes ``fit/…/projections.safetensors``: pairs at full rank, of which any budget takes a prefix, and their spectra. A
 method that learns nothing writes nothing.
@@ -31,7 +31,7 @@ def run(cfg: DictConfig) -> None:
     if complete(directory, config):
         return
     wanted = provenance.moments_config(cfg, model, tokenizer)
-    source = artifacts.find(cfg.artifacts, "collect", wanted, "python -m pipelines.collect")
+    source = artifacts.find(cfg.artifacts, "collect", wanted, "kvgauge collect")
     fitted = method.fit(Moments.load(source / "moments.safetensors"), model)
     assert fitted is not None
     artifacts.begin(directory)

@@ -145,7 +145,7 @@ def make_plan(
         UserError: bad input, or a stage that has to run first.
     """
     prompts_config = provenance.prompts_config(cfg, tokenizer)
-    prompts = artifacts.find(cfg.artifacts, "prompts", prompts_config, "python -m pipelines.prepare")
+    prompts = artifacts.find(cfg.artifacts, "prompts", prompts_config, "kvgauge prepare")
     samples = with_turns(cfg.benchmark.name, read_samples(prompts), cfg.turns)
     # Both change the order of floating-point sums, and with it, once in a while, a token.
     more: dict[str, Any] = {"batch_size": cfg.batch_size} if cfg.batch_size > 1 else {}

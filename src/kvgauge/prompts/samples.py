@@ -59,7 +59,7 @@ class Sample(Prompt):
         """
         missing = [key for key in _REQUIRED if key not in row]
         if missing:
-            raise UserError(f"{where} has no {', '.join(missing)}: run `python -m pipelines.prepare` again")
+            raise UserError(f"{where} has no {', '.join(missing)}: run `kvgauge prepare` again")
         known = {"answer_prefix", "chat", *_REQUIRED}
         return cls(
             id=row["id"],
@@ -84,10 +84,10 @@ def read_samples(directory: Path) -> list[Sample]:
     path = directory / "samples.jsonl"
     samples = [Sample.of(row, f"line {number} of {path}") for number, row in enumerate(read_lines(path), start=1)]
     if not samples:
-        raise UserError(f"{path} has no samples: run `python -m pipelines.prepare` again")
+        raise UserError(f"{path} has no samples: run `kvgauge prepare` again")
     seen: set[str] = set()
     for sample in samples:
         if sample.id in seen:
-            raise UserError(f"{path} has the id {sample.id!r} twice: run `python -m pipelines.prepare` again")
+            raise UserError(f"{path} has the id {sample.id!r} twice: run `kvgauge prepare` again")
         seen.add(sample.id)
     return samples
