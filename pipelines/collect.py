@@ -1,6 +1,6 @@
 """collect: second moments of keys, queries and values on the calibration tokens.
 
-    python -m pipelines.collect corpus=essays corpus.num_sequences=8
+    kvgauge collect corpus=essays corpus.num_sequences=8
 
 Writes ``collect/…/moments.safetensors``: the moments, and a few of the sequences for fits that need more.
 """
@@ -24,7 +24,7 @@ def run(cfg: DictConfig) -> None:
     if complete(directory, config):
         return
     corpus = provenance.corpus_config(cfg, tokenizer, "calibration")
-    source = artifacts.find(cfg.artifacts, "corpus", corpus, "python -m pipelines.prepare")
+    source = artifacts.find(cfg.artifacts, "corpus", corpus, "kvgauge prepare")
     tensors = artifacts.read_tensors(source / "tokens.safetensors")[0]
     held_out = tensors["held_out"] if len(tensors["held_out"]) else None
     moments = collect(model, tensors["tokens"].split(1), held_out=held_out, progress=True)

@@ -1,7 +1,7 @@
 """evaluate: what every cell answers to the benchmark's prompts.
 
-    python -m pipelines.evaluate method=kqsvd method.budget=0.5
-    python -m pipelines.evaluate panel='[{method: full},{method: ksvd, budget: 0.5}]'
+    kvgauge evaluate method=kqsvd method.budget=0.5
+    kvgauge evaluate panel='[{method: full},{method: ksvd, budget: 0.5}]'
 
 Writes ``evaluate/…/samples.jsonl`` (a row per cell and sample), ``cells.json`` (means, intervals, paired differences)
 and ``timings.jsonl`` (seconds, which no two runs share).

@@ -1,7 +1,7 @@
 """fit: what a method learns from the moments.
 
-    python -m pipelines.fit -m method=ksvd,eigen,kqsvd
-    python -m pipelines.fit panel=demo
+    kvgauge fit -m method=ksvd,eigen,kqsvd
+    kvgauge fit panel=demo
 
 Writes ``fit/…/projections.safetensors``: pairs at full rank, of which any budget takes a prefix, and their spectra. A
 method that learns nothing writes nothing; of a panel, every method that learns writes one, cells that share a fit
@@ -45,7 +45,7 @@ def run(cfg: DictConfig) -> None:
         if not complete(directory, config):
             if moments is None:
                 wanted = provenance.moments_config(cfg, model, tokenizer)
-                source = artifacts.find(cfg.artifacts, "collect", wanted, "python -m pipelines.collect")
+                source = artifacts.find(cfg.artifacts, "collect", wanted, "kvgauge collect")
                 moments = Moments.load(source / "moments.safetensors")
             fitted = method.fit(moments, model)
             assert fitted is not None

@@ -1,6 +1,6 @@
 """latency: how fast the cells prefill and decode, and what memory they take.
 
-    python -m pipelines.latency method=kqsvd latency.context_lengths=[1024,2048] latency.batch_sizes=[1,8]
+    kvgauge latency method=kqsvd latency.context_lengths=[1024,2048] latency.batch_sizes=[1,8]
 
 Writes ``latency/…/latency.json``, a row per cell, batch size and context length. Points are kept as they finish, and a
 run that was broken off goes on with the next one. The last line on stdout is one JSON object.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +88,12 @@ def run(cfg: DictConfig) -> None:
             directory,
             "latency",
             identity,
+            temporary=["points"],
             environment=dict(provenance.environment()),
             threads=torch.get_num_threads(),
             thread_wait_policy=os.environ.get("OMP_WAIT_POLICY", "default"),
             device=str(model.device),
         )
-        shutil.rmtree(directory / "points")
     track(cfg, directory)
     rows = artifacts.read_json(directory / "latency.json")
     shown = (

@@ -1,7 +1,7 @@
 """merge: a method's compressed caches of held-out contexts against the exact ones.
 
-    python -m pipelines.merge method=kqsvd fidelity.ranks=[48,32,24,16]
-    python -m pipelines.merge panel=demo
+    kvgauge merge method=kqsvd fidelity.ranks=[48,32,24,16]
+    kvgauge merge panel=demo
 
 Writes ``merge/…/fidelity.json`` (seven errors per layer, for caches whose entries stand for single tokens) and
 ``merge/…/model.json`` (KL, perplexity and bytes).
@@ -92,7 +92,7 @@ def contexts(
 ) -> list[tuple[Tensor, Tensor]]:
     """Held-out (context, continuation) pairs, each (1, tokens)."""
     wanted = provenance.corpus_config(cfg, tokenizer, "validation")
-    source = artifacts.find(cfg.artifacts, "corpus", wanted, "python -m pipelines.prepare")
+    source = artifacts.find(cfg.artifacts, "corpus", wanted, "kvgauge prepare")
     tokens = artifacts.read_tensors(source / "tokens.safetensors")[0]["tokens"]
     length, more = cfg.fidelity.context_length, cfg.fidelity.continuation
     check_length(model, length + more, "a held-out context with its continuation")

@@ -1,6 +1,6 @@
 """prepare: benchmark prompts and calibration tokens.
 
-    python -m pipelines.prepare benchmark.lengths=[2048] benchmark.samples=20
+    kvgauge prepare benchmark.lengths=[2048] benchmark.samples=20
 
 Writes ``prompts/…/samples.jsonl`` and, for each split, ``corpus/…/tokens.safetensors``.
 """

@@ -1,7 +1,7 @@
 """report: tables, plots and one HTML page of what the other stages measured.
 
-    python -m pipelines.report
-    python -m pipelines.report report.evaluate=[artifacts/evaluate/kqsvd] report.title="One method"
+    kvgauge report
+    kvgauge report report.evaluate=[artifacts/evaluate/kqsvd] report.title="One method"
 
 Reads every finished artifact below ``evaluate/``, ``merge/`` and ``latency/`` unless directories are named. Writes
 ``report/…/index.html`` with ``table.csv``, ``table.md``, ``metrics.json`` and the figures.
@@ -16,12 +16,13 @@ from omegaconf import DictConfig
 
 from kvgauge import artifacts, configuration, provenance
 from kvgauge.configuration import digest
-from kvgauge.errors import UserError
+from kvgauge.errors import UserError, unknown
 from kvgauge.report.build import build_report
 from kvgauge.stage import stage, stage_directory
 from kvgauge.tracking import track
 
 INPUTS = ("evaluate", "merge", "latency")
+ILLUSTRATED = ("alignment", "asymmetry", "latency")  # whose directories hold pictures
 
 
 def run(cfg: DictConfig) -> None:
@@ -37,7 +38,7 @@ def run(cfg: DictConfig) -> None:
     artifacts.begin(directory)
     figures = [
         (meta.get("title", picture.stem), meta.get("caption", ""), picture)
-        for name in cfg.report.figures
+        for name in illustrated(cfg)
         for path in finished(cfg, name)
         for meta in [artifacts.read_json(path / artifacts.META)]
         for picture in sorted(path.glob("*.png"))
@@ -61,6 +62,18 @@ def inputs(cfg: DictConfig, name: str) -> list[Path]:
     """The artifacts of one stage to report on: those the configuration names, else all that are finished."""
     named = cfg.report.get(name)
     return [Path(path) for path in named] if named is not None else finished(cfg, name)
+
+
+def illustrated(cfg: DictConfig) -> list[str]:
+    """The stages whose pictures go into the page.
+
+    Raises:
+        UserError: one that has no pictures, here or anywhere.
+    """
+    for name in cfg.report.figures:
+        if name not in ILLUSTRATED and not Path(cfg.artifacts, name).is_dir():
+            raise unknown("stage with pictures in report.figures", name, ILLUSTRATED)
+    return list(cfg.report.figures)
 
 
 def finished(cfg: DictConfig, name: str) -> list[Path]:

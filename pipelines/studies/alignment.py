@@ -1,6 +1,6 @@
 """alignment: how alike layers are, token by token and in the subspaces that xKV shares, on the calibration tokens.
 
-    python -m pipelines.prepare experiment=xkv_alignment
+    kvgauge prepare experiment=xkv_alignment
     python -m pipelines.studies.alignment experiment=xkv_alignment
 
 Writes ``alignment/…/alignment.json`` (layer × layer matrices by name) and ``alignment.png``.
@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 from kvgauge.measure import alignment
 from kvgauge.report.plots import alignment as plot
 from kvgauge.stage import stage
-from pipelines.studies.calibration_study import calibration_study
+
+from .calibration_study import calibration_study
 
 RANK = 64  # dominant directions compared: a third of SmolLM2's 192 features
 

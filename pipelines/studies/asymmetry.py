@@ -1,6 +1,6 @@
 """asymmetry: why keys merge and values do not, on the calibration tokens.
 
-    python -m pipelines.prepare experiment=kvslimmer_asymmetry
+    kvgauge prepare experiment=kvslimmer_asymmetry
     python -m pipelines.studies.asymmetry experiment=kvslimmer_asymmetry
 
 Writes ``asymmetry/…/asymmetry.json`` (spectra of the projections, cosines of adjacent tokens) and ``asymmetry.png``.
@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 from kvgauge.measure import asymmetry
 from kvgauge.report.plots import asymmetry as plot
 from kvgauge.stage import stage
-from pipelines.studies.calibration_study import calibration_study
+
+from .calibration_study import calibration_study
 
 
 def run(cfg: DictConfig) -> None:

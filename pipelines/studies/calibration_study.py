@@ -56,7 +56,7 @@ def calibration_study(
     directory = stage_directory(cfg, name, f"{cfg.model.name}-{cfg.corpus.name}", config)
     if complete(directory, config):
         return
-    source = artifacts.find(cfg.artifacts, "corpus", corpus, "python -m pipelines.prepare")
+    source = artifacts.find(cfg.artifacts, "corpus", corpus, "kvgauge prepare")
     tokens = artifacts.read_tensors(source / "tokens.safetensors")[0]["tokens"]
     check_length(model, tokens.shape[1], "a calibration sequence")
     found = study(model, tokens)

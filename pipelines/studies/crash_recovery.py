@@ -2,7 +2,7 @@
 
     python -m pipelines.studies.crash_recovery --artifacts artifacts --kills 5 -- panel=pareto benchmark.samples=4
 
-What stands behind ``--`` goes to ``python -m pipelines.evaluate``. Answers that are stored already would make it a
+What stands behind ``--`` goes to ``kvgauge evaluate``. Answers that are stored already would make it a
 short run: give a seed or cells that are new, or an artifacts directory of its own. The run is killed, started again and
 killed again; then it goes to its end, and once more from nothing. The last line is one JSON object: answers at every
 kill, answers lost and answers computed twice, and whether the two results are the same to the byte.
@@ -57,7 +57,7 @@ def killed_run(command: list[str], store: Path, wait_for: int, pause: float) -> 
 def recover(artifacts: Path, overrides: list[str], kills: int, seed: int) -> dict[str, Any]:
     """Kill a run `kills` times, let it finish, and compare with a run that nobody killed."""
     rng, store = random.Random(seed), artifacts / "answers"
-    command = [sys.executable, "-m", "pipelines.evaluate", f"artifacts={artifacts}", *overrides]
+    command = [sys.executable, "-m", "kvgauge", "evaluate", f"artifacts={artifacts}", *overrides]
     known, stored, lost, twice = answers(store), [], 0, 0
     before = len(known)
     for _ in range(kills):

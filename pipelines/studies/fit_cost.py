@@ -119,7 +119,7 @@ def main() -> None:
         return
     found: dict[str, Any] = {}
     for way in WAYS:
-        command = [sys.executable, "-m", "pipelines.studies.fit_cost", "--model", arguments.model]
+        command = [sys.executable, "-m", __spec__.name, "--model", arguments.model]
         command += ["--sequences", str(arguments.sequences), "--way", way]
         found[way] = json.loads(
             subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]

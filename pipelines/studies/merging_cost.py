@@ -30,7 +30,8 @@ from kvgauge.measure.memory import reset_peak, resident_nbytes
 from kvgauge.methods.merging.merging import Streaming
 from kvgauge.methods.registry import build_method
 from kvgauge.models.loading import load_model
-from pipelines.studies.two_pass import TwoPassCache, TwoPassLayer
+
+from .two_pass import TwoPassCache, TwoPassLayer
 
 WAYS = ("full", "windowed", "streaming_llm", "kvslimmer", "two_pass", "asymkv")
 LONG = ("full", "kvslimmer")
@@ -98,7 +99,7 @@ def peak_alone(options: argparse.Namespace, way: str, tokens: int) -> dict[str, 
     Raises:
         UserError: the process failed.
     """
-    command = [sys.executable, "-m", "pipelines.studies.merging_cost", "--peak-of", way, "--tokens", str(tokens)]
+    command = [sys.executable, "-m", __spec__.name, "--peak-of", way, "--tokens", str(tokens)]
     for name in ("model", "max_entries", "window", "threads"):
         command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
     # Chunks as long as the windows for all: the activations of a long chunk would hide what the caches hold.

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from kvgauge.artifacts import read_json, replacing, write_json
+from kvgauge.artifacts import add_files, read_json, replacing, write_json
 from kvgauge.errors import UserError
 from kvgauge.report.plots.style import DPI, Palette, drawn_alike
 from kvgauge.stage import fail
@@ -137,6 +137,7 @@ def write(directory: Path) -> list[Growth]:
     write_json(directory / "scaling.json", [asdict(growth) for growth in found])
     with replacing(directory / "scaling.png") as scratch:
         figure(rows).savefig(scratch, format="png", dpi=DPI, metadata={"Software": None})
+    add_files(directory, "scaling.json", "scaling.png")
     return found
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import numbers
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +20,7 @@ import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from kvgauge.errors import UserError, unknown
+from kvgauge.field_types import check_fields
 
 
 def _conf_dir() -> Path:
@@ -61,8 +63,8 @@ def names(group: str) -> list[str]:
     return sorted(files(group))
 
 
-def read(group: str, name: str) -> dict[str, Any]:
-    """The node ``conf/<group>/<name>.yaml`` as a plain dict.
+def file(group: str, name: str) -> Path:
+    """The file ``conf/<group>/<name>.yaml``.
 
     Raises:
         UserError: there is no such file; the message names the nearest one.
@@ -70,8 +72,30 @@ def read(group: str, name: str) -> dict[str, Any]:
     known = files(group)
     if name not in known:
         raise unknown(group, name, known)
-    node = yaml.safe_load(known[name].read_text(encoding="utf-8"))
-    return dict(node or {})
+    return known[name]
+
+
+def about(group: str, name: str) -> str:
+    """What the first line of ``conf/<group>/<name>.yaml`` says, where that is a comment; empty for other names."""
+    path = files(group).get(name)
+    first = "" if path is None else path.read_text(encoding="utf-8").partition("\n")[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def read(group: str, name: str) -> dict[str, Any]:
+    """The node ``conf/<group>/<name>.yaml`` as a plain dict.
+
+    Raises:
+        UserError: there is no such file, and the message names the nearest one; or it is no YAML.
+    """
+    path = file(group, name)
+    try:
+        node = OmegaConf.load(path)  # as Hydra reads it: 1e-3 is a number, 2026-01-01 is a text
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no YAML file: {error}") from error
+    if not isinstance(node, DictConfig):
+        raise UserError(f"{path} holds a list: a {group} is written as fields, name: value")
+    return plain(node, resolve=False)
 
 
 def target_class(path: str, what: str) -> type[Any]:
@@ -117,10 +141,10 @@ def build(node: Mapping[str, Any] | DictConfig, what: str, **overrides: Any) -> 
         overrides: fields that replace those of the node.
 
     Raises:
-        UserError: no ``_target_`` or one that is not there, a field the dataclass does not have, or a value its
-            validation refuses.
+        UserError: no ``_target_`` or one that is not there, a field the dataclass does not have, a value of another
+            type than the field's, or one that its validation refuses.
     """
-    fields = plain(node) | overrides
+    fields = {name: _python_number(value) for name, value in (plain(node) | overrides).items()}
     target = fields.pop("_target_", None)
     if not target:
         raise UserError(f"the {what} configuration has no _target_: choose one of conf/{what}/")
@@ -129,16 +153,24 @@ def build(node: Mapping[str, Any] | DictConfig, what: str, **overrides: Any) -> 
     for key in fields:
         if key not in known:
             raise unknown(f"field of {what} {fields.get('name', cls.__name__)}", key, known)
+    check_fields(cls, fields, what)
     try:
         return cls(**fields)
     except TypeError as error:
         raise UserError(f"bad {what} configuration: {error}") from error
 
 
-def plain(node: Any) -> Any:
-    """A configuration node as plain dicts and lists, interpolations resolved."""
+def _python_number(value: Any) -> Any:
+    """numpy's numbers as Python's own: what is hashed and stored knows those alone."""
+    if isinstance(value, numbers.Integral) and not isinstance(value, int):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) and not isinstance(value, (int, float)) else value
+
+
+def plain(node: Any, resolve: bool = True) -> Any:
+    """A configuration node as plain dicts and lists, interpolations resolved unless they are to stay."""
     if isinstance(node, (DictConfig, ListConfig)):
-        return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+        return OmegaConf.to_container(node, resolve=resolve, throw_on_missing=resolve)
     if isinstance(node, Mapping):
         return {str(key): plain(value) for key, value in node.items()}
     return node

@@ -1,4 +1,9 @@
-"""lm-eval's command line with the model ``kvgauge`` registered: ``python -m kvgauge.lm_eval --model kvgauge ...``."""
+"""lm-eval: any task of lm-eval on a compressed cache.
+
+    kvgauge lm-eval --model kvgauge --model_args pretrained=smollm2-135m,method=kqsvd,budget=0.5 --tasks arc_easy
+
+Its own command line with the model ``kvgauge`` registered.
+"""
 
 from __future__ import annotations
 

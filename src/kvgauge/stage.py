@@ -1,13 +1,15 @@
 """How a stage is run from the command line: Hydra in front, one-line errors behind.
 
-A stage is a function of the composed configuration. `stage` makes it a command: ``python -m pipelines.<name>`` with
-overrides, ``-m`` for sweeps. A mistake of the user ends in one line and exit code 2; anything else is a defect and
-keeps its traceback.
+A stage is a function of the composed configuration. `stage` makes it a command: ``kvgauge <name>``, and in a clone
+``python -m pipelines.<name>``, with overrides, ``-m`` for sweeps. A mistake of the user, a full disk and a closed
+directory end in one line and exit code 2; anything else is a defect and keeps its traceback.
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
+import inspect
 import os
 import re
 import sys
@@ -22,17 +24,26 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from kvgauge import configuration
-from kvgauge.artifacts import META, read_json
+from kvgauge.artifacts import META, NO_ACCESS, NO_ROOM, read_json, unwritable
 from kvgauge.configuration import CONF_DIR, digest
 from kvgauge.errors import UserError, unknown
+from kvgauge.run_config import artifact_name, check
 
 EXIT_USER_ERROR = 2
 
 
-def stage(run: Callable[[DictConfig], object]) -> Callable[[], None]:
-    """Turn a function of the configuration into a command."""
+def stage(run: Callable[[DictConfig], object], description: str | None = None) -> Callable[[], None]:
+    """Turn a function of the configuration into a command.
+
+    Args:
+        run: the stage.
+        description: what ``--help`` says above Hydra's help; None takes the docstring of the module of `run`.
+    """
 
     def main() -> None:
+        if {"--help", "-h"} & set(sys.argv[1:]):
+            module = sys.modules.get(run.__module__)
+            print(inspect.cleandoc(description or (module and module.__doc__) or ""), end="\n\n")
         os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions arrive here as they are, not printed by Hydra
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         command: Callable[[], None] = hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")(
@@ -59,13 +70,37 @@ def _guarded(run: Callable[[DictConfig], object]) -> Callable[[DictConfig], obje
             if source.schema == "file":
                 configuration.add_directory(Path(source.path))
         try:
+            check(cfg)
             return run(cfg)
+        except OSError as error:
+            if error.errno not in NO_ROOM | NO_ACCESS:
+                raise
+            _end(unwritable(error.filename or "a file", error))
         except UserError as error:
-            if "BasicLauncher" in str(HydraConfig.get().launcher.get("_target_", "")):
-                fail(str(error))
-            raise  # from a worker process: the launcher carries it back to `main`
+            _end(error)
 
     return guarded
+
+
+def _end(error: UserError) -> NoReturn:
+    """End a job of this process; a launcher carries the error of a worker process back to `main`."""
+    if "BasicLauncher" in str(HydraConfig.get().launcher.get("_target_", "")):
+        fail(str(error))
+    raise error
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Arguments of a command that is no stage: a mistake is one line here too.
+
+    Args:
+        description: the docstring of the command's module; shown as it stands.
+    """
+
+    def __init__(self, description: str | None) -> None:
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        fail(f"{message}: see `{self.prog} --help`")
 
 
 def fail(message: str) -> NoReturn:
@@ -95,9 +130,13 @@ def stage_directory(cfg: DictConfig, name: str, label: str, config: Mapping[str,
     """Where a stage writes: ``<artifacts>/<stage>/<out>``, or ``<label>-<hash of config>`` where no name is given.
 
     A stage that writes several artifacts of one kind tells them apart by a `suffix` to ``out``.
+
+    Raises:
+        UserError: ``out`` is a path.
     """
     hashed = f"{re.sub(r'[^A-Za-z0-9_.@=,-]+', '-', label)}-{digest(config)[:8]}"
-    return Path(cfg.artifacts) / name / (f"{cfg.out}{suffix}" if cfg.out else hashed)
+    chosen = artifact_name(cfg.out)
+    return Path(cfg.artifacts) / name / (hashed if chosen is None else f"{chosen}{suffix}")
 
 
 def complete(directory: Path, config: Mapping[str, Any]) -> bool:

@@ -6,10 +6,12 @@ fingerprint, so the same configuration continues its run, and different ones sta
 
 from __future__ import annotations
 
+import netrc
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import pandas as pd
 from omegaconf import DictConfig
@@ -19,9 +21,19 @@ from kvgauge.configuration import digest, plain
 from kvgauge.errors import UserError, unknown
 from kvgauge.provenance import environment
 
-Mode = Literal["online", "offline"]
+Mode = Literal["online", "offline", "shared", "disabled"]
 
-MODES = ("auto", "online", "offline")
+MODES = ("auto", "online", "offline", "disabled")
+# What the library itself takes in WANDB_MODE, two of them under older names.
+ENVIRONMENT_MODES: dict[str, Mode] = {
+    "online": "online",
+    "offline": "offline",
+    "shared": "shared",
+    "disabled": "disabled",
+    "run": "online",
+    "dryrun": "offline",
+}
+HOST = "https://api.wandb.ai"
 TABLES = ("cells", "averages", "fidelity", "model", "latency", "alignment", "asymmetry")  # JSON files that hold rows
 
 CELL_FIGURES = {"score": "mean", "score_low": "low", "score_high": "high", "bytes_ratio": "bytes_ratio", "diff": "diff"}
@@ -36,7 +48,7 @@ def track(cfg: DictConfig, directory: Path) -> None:
         directory: the artifact.
 
     Raises:
-        UserError: an unknown tracker or mode, or W&B is not installed.
+        UserError: an unknown tracker or mode, or W&B is not installed or refuses the run.
     """
     if cfg.tracker.name == "off":
         return
@@ -46,25 +58,34 @@ def track(cfg: DictConfig, directory: Path) -> None:
 
 
 def _track_wandb(cfg: DictConfig, directory: Path) -> None:
+    mode = _mode(cfg.tracker.mode)
+    if mode == "disabled":
+        return
     try:
         import wandb
     except ImportError as error:
         raise UserError("tracker=wandb needs the wandb package: pip install wandb, or use tracker=off") from error
     meta = read_json(directory / META)
     config = plain({key: value for key, value in cfg.items() if key != "tracker"})
-    run = wandb.init(
-        project=cfg.tracker.project,
-        entity=cfg.tracker.entity,
-        group=cfg.tracker.group,
-        job_type=meta["stage"],
-        name=directory.name,
-        id=os.environ.get("WANDB_RUN_ID") or run_id(meta),  # the agent of a sweep names its runs itself
-        resume="allow",
-        mode=_mode(cfg.tracker.mode),
-        dir=cfg.artifacts,
-        config=config | {"config_hash": digest(config), "fingerprint": meta["fingerprint"], **environment()},
-        settings=wandb.Settings(console="off", x_disable_stats=True, silent=True),
-    )
+    try:
+        run = wandb.init(
+            project=cfg.tracker.project,
+            entity=cfg.tracker.entity,
+            group=cfg.tracker.group,
+            job_type=meta["stage"],
+            name=directory.name,
+            id=os.environ.get("WANDB_RUN_ID") or run_id(meta),  # the agent of a sweep names its runs itself
+            resume="allow",
+            mode=mode,
+            dir=cfg.artifacts,
+            config=config | {"config_hash": digest(config), "fingerprint": meta["fingerprint"], **environment()},
+            settings=wandb.Settings(console="off", x_disable_stats=True, silent=True),
+        )
+    except wandb.Error as error:
+        raise UserError(
+            f"tracker=wandb: {error}: {directory} is finished; log it with tracker.mode=offline, or mend the login "
+            f"and run the same command again"
+        ) from error
     with run:
         run.log(scalars(directory))
         for name, rows in tables(directory).items():
@@ -112,9 +133,26 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _mode(mode: str) -> Mode:
-    """``auto`` is online where there is a key, unless ``WANDB_MODE`` says otherwise."""
+    """``auto`` is what ``WANDB_MODE`` says, and without it online where there is a key, else offline."""
     if mode not in MODES:
         raise unknown("tracker mode", mode, MODES)
-    known = os.environ.get("WANDB_API_KEY") or (Path.home() / ".netrc").is_file()
-    wanted = (os.environ.get("WANDB_MODE") or ("online" if known else "offline")) if mode == "auto" else mode
-    return "online" if wanted == "online" else "offline"
+    if mode != "auto":
+        return ENVIRONMENT_MODES[mode]
+    said = os.environ.get("WANDB_MODE")
+    if said:
+        if said not in ENVIRONMENT_MODES:
+            raise unknown("WANDB_MODE", said, ENVIRONMENT_MODES)
+        return ENVIRONMENT_MODES[said]
+    return "online" if _has_key() else "offline"
+
+
+def _has_key() -> bool:
+    """Whether W&B would find credentials: in the environment, or for its server in the file of passwords."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    server = urlsplit(os.environ.get("WANDB_BASE_URL") or HOST).netloc
+    try:
+        entry = netrc.netrc(os.environ.get("NETRC") or Path.home() / ".netrc").authenticators(server)
+    except (OSError, netrc.NetrcParseError, UnicodeDecodeError):
+        return False
+    return bool(entry and entry[2])

@@ -46,5 +46,5 @@ def test_a_study_is_written_once(name, artifacts):
 
 
 def test_tokens_that_are_not_there(tmp_path):
-    with pytest.raises(UserError, match=r"pipelines\.prepare"):
+    with pytest.raises(UserError, match="`kvgauge prepare`"):
         run("asymmetry", tmp_path)

@@ -213,7 +213,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(root: Path) -> None:
 
 
 def test_missing_prompts_name_the_command(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"python -m pipelines\.prepare"):
+    with pytest.raises(UserError, match=r"`kvgauge prepare`"):
         run(config(tmp_path, "method=full"))
 
 

@@ -166,9 +166,9 @@ def test_a_real_command_ends_with_code_2_and_no_traceback(tmp_path):
 @pytest.mark.parametrize(
     ("stage", "overrides", "words"),
     [
-        ("collect", [], "no corpus artifact.*pipelines.prepare"),
-        ("fit", [], "no collect artifact.*pipelines.collect"),
-        ("evaluate", [], "pipelines.prepare"),
+        ("collect", [], "no corpus artifact.*`kvgauge prepare`"),
+        ("fit", [], "no collect artifact.*`kvgauge collect`"),
+        ("evaluate", [], "`kvgauge prepare`"),
         ("report", [], "nothing to report"),
         ("prepare", ["corpus.num_sequences=100000"], "tokens"),
     ],

@@ -9,6 +9,20 @@ from typing import Any
 from kvgauge.configuration import digest
 from kvgauge.contract.fitted import Fitted
 from kvgauge.contract.method import Method, budget_in_force
+from kvgauge.errors import unknown
+
+COMPRESS_AT = ("context", "prompt")
+
+
+def moment(compress_at: str) -> str:
+    """`compress_at`, if it is a moment of compression: before the question is read, or after.
+
+    Raises:
+        UserError: another word.
+    """
+    if compress_at not in COMPRESS_AT:
+        raise unknown("compress_at", str(compress_at), COMPRESS_AT)
+    return compress_at
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvgauge.contract.fitted import Fitted
 from kvgauge.contract.method import Method
-from kvgauge.evaluation.decoding import check_fits, greedy, prefill, stop_tokens
-from kvgauge.prompts.encoding import Template, encode
+from kvgauge.evaluation.answering import Answerer
+from kvgauge.evaluation.cell import Cell, moment
+from kvgauge.evaluation.decoding import check_fits
+from kvgauge.prompts.encoding import Template, batch_of, encode
 
 
 def generate(
@@ -23,7 +25,7 @@ def generate(
     answer_prefix: str = "",
     chat: bool | None = None,
 ) -> str:
-    """The greedy answer to `question` about `context`, with the context in a compressed cache.
+    """The greedy answer to `question` about `context`, with the context in a compressed cache: what `evaluate` answers.
 
     Args:
         model, tokenizer: from `kvgauge.load_model`.
@@ -37,16 +39,13 @@ def generate(
         chat: use the chat template; None uses it where the tokenizer has one.
 
     Raises:
-        UserError: the prompt is longer than the model's positions, or `fitted` does not belong to model and method.
+        UserError: another word for `compress_at`, a prompt longer than the model's positions, or a `fitted` that does
+            not belong to model and method.
+        RuntimeError: the method claims a budget below 1 and did not compress.
     """
+    cell = Cell(method, moment(compress_at), fitted)
     prompt = encode(tokenizer, Template.of(tokenizer, chat), context, question, answer_prefix)
     check_fits(model, prompt.tokens, max_new_tokens)
-    cache = method.new_cache(model, fitted)
-    prefill(model, prompt.context.to(model.device), cache)
-    if compress_at == "context":
-        cache.compress()
-    logits = prefill(model, prompt.question.to(model.device), cache)
-    if compress_at == "prompt":
-        cache.compress()
-    answer = greedy(model, logits, cache, max_new_tokens, stop_tokens(model, tokenizer))
-    return str(tokenizer.decode(answer, skip_special_tokens=True)).strip()
+    batch = batch_of([prompt], [max_new_tokens], pad=0)  # one sequence: nothing is padded
+    [[answer]] = Answerer(model, tokenizer).answer(cell, batch, None)
+    return answer.text.strip()

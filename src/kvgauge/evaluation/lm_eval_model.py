@@ -49,7 +49,7 @@ class KVGaugeLM(HFLM):
         tail: last tokens of every prompt that are read after the compression, at least 1.
         fitted: the projections of a method that learns (``projections.safetensors``); None looks for those of `corpus`
             below `artifacts`.
-        artifacts, corpus: where and from what `python -m pipelines.fit` made them.
+        artifacts, corpus: where and from what `kvgauge fit` made them.
         dtype, device: as `kvgauge.load_model`.
         options: fields of the method with the prefix ``method_`` (``method_rank=32``); everything else goes to
             lm-eval's `HFLM`, e.g. ``batch_size``.
@@ -158,7 +158,7 @@ class KVGaugeLM(HFLM):
         """
         raise UserError(
             "tasks that score a whole text leave no context to compress: take one with a context and a continuation, "
-            "or the perplexity of `python -m pipelines.merge`"
+            "or the perplexity of `kvgauge merge`"
         )
 
 

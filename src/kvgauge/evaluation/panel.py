@@ -14,12 +14,11 @@ from kvgauge.configuration import digest, plain
 from kvgauge.contract.fitted import Fitted
 from kvgauge.contract.fitting import learns
 from kvgauge.contract.method import Method
-from kvgauge.errors import UserError, unknown
-from kvgauge.evaluation.cell import Cell
+from kvgauge.errors import UserError
+from kvgauge.evaluation.cell import Cell, moment
 from kvgauge.methods.registry import as_method, build_method
 from kvgauge.provenance import cell_config, fit_config, load_fit, tokenizer_fingerprint
 
-COMPRESS_AT = ("context", "prompt")
 PANELS = "panels"  # the folder of conf/ with saved panels
 
 
@@ -45,7 +44,7 @@ def settings(cfg: DictConfig) -> list[Setting]:
     if panel is None:
         method = as_method(configuration.build(cfg.method, "method"))
         budgets = plain(cfg.budgets) or [method.budget]
-        return [Setting(method.sized(budget), _moment(cfg.compress_at)) for budget in budgets]
+        return [Setting(method.sized(budget), moment(cfg.compress_at)) for budget in budgets]
     if isinstance(panel, str):
         panel = configuration.read(PANELS, panel).get("cells")
     if not panel:
@@ -60,13 +59,7 @@ def _setting(entry: Any, compress_at: str) -> Setting:
     if not isinstance(name, str):
         raise UserError(f"a cell of a panel needs a method, e.g. {{method: ksvd, budget: 0.5}}, not {entry!r}")
     overrides = {key: value for key, value in entry.items() if key not in ("method", "_target_", "compress_at")}
-    return Setting(build_method(name, **overrides), _moment(entry.get("compress_at", compress_at)))
-
-
-def _moment(compress_at: str) -> str:
-    if compress_at not in COMPRESS_AT:
-        raise unknown("compress_at", str(compress_at), COMPRESS_AT)
-    return compress_at
+    return Setting(build_method(name, **overrides), moment(entry.get("compress_at", compress_at)))
 
 
 def cells(

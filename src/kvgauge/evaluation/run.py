@@ -144,7 +144,7 @@ def make_plan(
         UserError: bad input, or a stage that has to run first.
     """
     prompts_config = provenance.prompts_config(cfg, tokenizer)
-    prompts = artifacts.find(cfg.artifacts, "prompts", prompts_config, "python -m pipelines.prepare")
+    prompts = artifacts.find(cfg.artifacts, "prompts", prompts_config, "kvgauge prepare")
     samples = read_samples(prompts)
     if cfg.turns > 1:
         samples = benchmark.turns(samples, cfg.turns)

@@ -41,11 +41,19 @@ class Processes:
 
     @classmethod
     def of(cls, environment: Mapping[str, str] | None = None) -> Processes:
-        """What a launcher said in the environment; a single process where there is none."""
+        """What a launcher said in the environment; a single process where there is none.
+
+        Raises:
+            UserError: it said no numbers.
+        """
         known = os.environ if environment is None else environment
         for names in _VARIABLES:
             if all(name in known for name in names):
-                rank, size, local_rank = (int(known[name]) for name in names)
+                try:
+                    rank, size, local_rank = (int(known[name]) for name in names)
+                except ValueError as error:
+                    said = ", ".join(f"{name}={known[name]}" for name in names)
+                    raise UserError(f"{said} in the environment are no numbers: unset them") from error
                 return cls(rank, size, local_rank)
         return cls()
 

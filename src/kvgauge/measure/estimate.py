@@ -1,6 +1,6 @@
-"""A paper estimate: how many sequences of a length fit on one accelerator, per family of methods and budget.
+"""estimate: on paper, how many sequences of a length fit on one accelerator, per family of methods and budget.
 
-    python -m kvgauge.measure.estimate
+    kvgauge estimate
 
 Prints Llama-3.1-8B at 131,072 tokens on 80 GB. Nothing is run: shapes come from the architecture's configuration, bytes
 from the formulas below. s is the bytes of a number, L layers, N key/value heads, d head_dim, T tokens, D hidden_size,
@@ -40,6 +40,7 @@ from kvgauge.architecture.facts import ModelFacts, model_facts
 from kvgauge.errors import UserError, unknown
 from kvgauge.measure.bandwidth import weight_nbytes
 from kvgauge.methods.per_head.ranks import budget_ranks
+from kvgauge.stage import CommandParser
 
 CHUNK = 4096  # tokens of a prefill chunk
 WINDOW = 512  # tokens between two reductions of a merging method
@@ -203,6 +204,7 @@ def table(
 
 def main() -> None:
     """Print the table of Llama-3.1-8B at 128K on one 80 GB accelerator; the last line is JSON."""
+    CommandParser(description=__doc__).parse_args()
     shape, tokens, device = Shape.of(LLAMA_3_1_8B), 131072, Accelerator()
     rows = table(shape, tokens, device)
     print(f"Llama-3.1-8B, bfloat16, {tokens} tokens, {device.name}, {device.usable:.0%} usable")

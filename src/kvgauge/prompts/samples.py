@@ -54,7 +54,7 @@ class Sample:
         """
         missing = [key for key in _REQUIRED if key not in row]
         if missing:
-            raise UserError(f"{where} has no {', '.join(missing)}: run `python -m pipelines.prepare` again")
+            raise UserError(f"{where} has no {', '.join(missing)}: run `kvgauge prepare` again")
         return cls(
             id=row["id"],
             task=row["task"],
@@ -101,10 +101,10 @@ def read_samples(directory: Path) -> list[Sample]:
     path = directory / "samples.jsonl"
     samples = [Sample.of(row, f"line {number} of {path}") for number, row in enumerate(read_lines(path), start=1)]
     if not samples:
-        raise UserError(f"{path} has no samples: run `python -m pipelines.prepare` again")
+        raise UserError(f"{path} has no samples: run `kvgauge prepare` again")
     seen: set[str] = set()
     for sample in samples:
         if sample.id in seen:
-            raise UserError(f"{path} has the id {sample.id!r} twice: run `python -m pipelines.prepare` again")
+            raise UserError(f"{path} has the id {sample.id!r} twice: run `kvgauge prepare` again")
         seen.add(sample.id)
     return samples

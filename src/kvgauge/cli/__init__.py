@@ -1,0 +1,1 @@
+"""The `kvgauge` command: every stage and every listing behind one name."""

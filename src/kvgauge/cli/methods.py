@@ -1,0 +1,112 @@
+"""methods: every method by family: what it stores, and what it asks of those who run it.
+
+    kvgauge methods
+    kvgauge methods --json
+    kvgauge methods --config-dir my/conf
+
+Needs: `fit` learns from calibration tokens (collect, then fit); `streams` compresses while it reads and prefills by
+itself; `inputs` looks at what the attention modules are given; `16 bits` compares its bytes with a cache of 16 bits per
+number; a package's name is one that has to be installed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from importlib import import_module
+from itertools import groupby
+from pathlib import Path
+from textwrap import wrap
+from typing import Any
+
+from kvgauge import configuration
+from kvgauge.contract.method import Method
+from kvgauge.errors import UserError
+from kvgauge.methods import registry
+from kvgauge.stage import CommandParser, fail
+
+FAMILIES = "kvgauge.methods"
+
+
+def main() -> None:
+    """Print the families, or one JSON list of methods."""
+    parser = CommandParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="one JSON list instead of the table")
+    parser.add_argument("--config-dir", type=Path, help="a directory of your own, laid out like conf/")
+    options = parser.parse_args()
+    if options.config_dir is not None:
+        configuration.add_directory(options.config_dir)
+    try:
+        found = sorted(rows(), key=lambda row: (row["family"], row["name"]))
+    except UserError as error:
+        fail(str(error))
+    print(json.dumps(found, ensure_ascii=False) if options.json else table(found))
+
+
+def rows() -> Iterator[dict[str, Any]]:
+    """Every method that has a name: its ``family``, ``about``, what it ``stores`` and ``needs``."""
+    for name in sorted({*configuration.names("method"), *registry.registered()}):
+        node = registry.node(name)
+        try:
+            built = registry.as_method(configuration.build(node, "method"))
+        except UserError as error:
+            yield {"name": name, "family": "cannot be built", "about": str(error), "stores": "", "needs": []}
+            continue
+        stores = _first_sentence(type(built).__doc__)
+        yield {
+            "name": name,
+            "family": family(built),
+            "about": configuration.about("method", name) or stores,
+            "stores": stores,
+            "needs": needs(built),
+            "_target_": node["_target_"],
+        }
+
+
+def family(method: Method) -> str:
+    """The folder of `kvgauge.methods` that a method stands in; for others their module."""
+    module = type(method).__module__
+    inside = module.removeprefix(f"{FAMILIES}.")
+    return module if inside == module else inside.partition(".")[0]
+
+
+def needs(method: Method) -> list[str]:
+    """What a method asks of those who run it, in the words of the module's docstring."""
+    asked = method.needs
+    found = {
+        "fit": asked.learns is not None,
+        "streams": not asked.exact_prefill,
+        "inputs": asked.sees_inputs,
+        "16 bits": asked.reference_bits == 16,
+    }
+    return [*(word for word, true in found.items() if true), *asked.libraries]
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """The methods as text, family by family."""
+    shown = [row for row in found if "/" not in row["name"]]
+    width = max((len(row["name"]) for row in shown), default=0)
+    wanted = max((len(", ".join(row["needs"])) for row in shown), default=0)
+    lines: list[str] = []
+    for name, members in groupby(found, key=lambda row: row["family"]):
+        lines.append(f"{name}: {_family_about(name)}")
+        folders: dict[str, list[str]] = {}
+        for row in members:
+            folder, _, last = row["name"].rpartition("/")
+            if folder:
+                folders.setdefault(folder, []).append(last)
+            else:
+                lines.append(f"  {row['name']:<{width}}  {', '.join(row['needs']):<{wanted}}  {row['about']}".rstrip())
+        for folder, names in folders.items():  # dozens of a kind: their descriptions are those of their package
+            lines += wrap(", ".join(names), 112, initial_indent=f"  {folder}/: ", subsequent_indent="    ")
+        lines.append("")
+    return "\n".join([*lines, "kvgauge methods --help says what the words between name and description mean."])
+
+
+def _family_about(name: str) -> str:
+    module = f"{FAMILIES}.{name}"
+    return _first_sentence(import_module(module).__doc__) if "." not in name else "from a package of its own"
+
+
+def _first_sentence(text: str | None) -> str:
+    return (text or "").strip().partition("\n")[0]
