@@ -163,7 +163,7 @@ def test_nothing_in_common(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         (["{a}", "{a}/nothing"], "neither a directory nor a git revision"),
         (["{a}", "{a}/evaluate/one/meta.json"], "holds no finished results"),
         (["{a}", "{a}", "--html", "{a}"], "cannot be written"),
-        (["{a}", "{a}", "--html", "{a}/evaluate/one/meta.json/page.html"], "cannot be written"),
+        (["{a}", "{a}", "--html", "{a}/evaluate/one/meta.json/page.html"], "cannot write"),
     ],
 )
 def test_mistakes_end_in_one_line(

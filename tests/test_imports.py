@@ -10,6 +10,7 @@ from kvgauge.fingerprint import imports, module_file, reached
 
 # From the top floor down; a module may import what stands behind it here, and its own package.
 FLOORS = [
+    "__main__",
     "testing",
     "lm_eval",
     "suite",
@@ -35,7 +36,9 @@ FLOORS = [
     "stage",
     "artifacts",
     "fingerprint",
+    "run_config",
     "configuration",
+    "field_types",
     "user_cache",
     "errors",
 ]
