@@ -125,10 +125,9 @@ def _job(
     if row["cell"] in by_label:
         method = by_label[row["cell"]]
         node = {"_target_": f"{type(method).__module__}.{type(method).__qualname__}"} | method.config()
-    elif row["cell"] in (latency.STATIC, latency.ONE_PASS):
-        node = configuration.read("method", "full") | {"one_pass": row["cell"] == latency.ONE_PASS}
     return {
         "model": configuration.plain(cfg.model),
+        "cell": row["cell"],
         "method": node,
         "projections": str(fits[row["cell"]] / "projections.safetensors") if row["cell"] in fits else None,
         "latency": {key: value for key, value in configuration.plain(cfg.latency).items() if key != "_target_"},
