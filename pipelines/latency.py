@@ -126,10 +126,9 @@ def _job(
     if row["cell"] in by_label:
         method = by_label[row["cell"]]
         node = target(method)
-    elif row["cell"] in (latency.STATIC, latency.ONE_PASS):
-        node = configuration.read("method", "full") | {"one_pass": row["cell"] == latency.ONE_PASS}
     return {
         "model": configuration.plain(cfg.model),
+        "cell": row["cell"],
         "method": node,
         "projections": str(fits[row["cell"]] / "projections.safetensors") if row["cell"] in fits else None,
         "latency": {key: value for key, value in configuration.plain(cfg.latency).items() if key != "_target_"},

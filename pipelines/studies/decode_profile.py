@@ -33,7 +33,7 @@ from kvgauge.contract.fitting import learns
 from kvgauge.errors import UserError
 from kvgauge.layers.cache import KVCache
 from kvgauge.measure.latency import baselines, contender
-from kvgauge.measure.synthetic import fill
+from kvgauge.measure.synthetic import fill, random_states
 from kvgauge.methods.registry import build_method
 from kvgauge.models import narrow_linear
 from kvgauge.models.loading import load_model
@@ -89,13 +89,15 @@ def step_profile(step: Callable[[], object], steps: int) -> dict[str, float]:
 
 
 @torch.no_grad()
-def filled(model: PreTrainedModel, new_cache: Callable[[int], Cache], states: Tensor, steps: int) -> Cache:
-    """A cache that holds `states` (batch, num_key_value_heads, tokens, head_dim) in every layer, compressed."""
-    tokens = states.shape[2]
+def filled(
+    model: PreTrainedModel, new_cache: Callable[[int], Cache], states: tuple[Tensor, Tensor], steps: int
+) -> Cache:
+    """A cache that holds `states`, keys and values as `random_states`, in every layer, compressed."""
+    tokens = states[0].shape[2]
     cache = new_cache(tokens + steps)
     if isinstance(cache, KVCache):
         cache.expect(tokens)
-    fill(model, cache, states)
+    fill(model, cache, *states)
     if isinstance(cache, KVCache):
         cache.compress()
     return cache
@@ -118,10 +120,8 @@ def measure(model: PreTrainedModel, options: argparse.Namespace) -> dict[str, di
             cells.append(contender(model, method, Fitted.load(Path(fits[name])) if learns(method) else None))
         else:
             cells.append(plain[name])
-    facts = model_facts(model)
     generator = torch.Generator().manual_seed(0)
-    shape = (options.batch, facts.num_key_value_heads, options.tokens, facts.head_dim)
-    states = torch.randn(shape, generator=generator).to(model.device, model.dtype)
+    states = random_states(model_facts(model), options.batch, options.tokens, generator, model.device)
     token = torch.zeros(options.batch, 1, dtype=torch.long, device=model.device)
     forward = torch.compile(model.forward, fullgraph=True, dynamic=True) if options.compile else model
     seconds = {}

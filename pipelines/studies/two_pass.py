@@ -7,32 +7,42 @@ the one pass of `kvgauge.methods.merging.merged` is timed against; nothing else 
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
 from kvgauge.attend.cardinalities import HIDDEN, log_cardinalities
-from kvgauge.methods.merging.merged import MergedLayer, MergingCache
+from kvgauge.methods.merging.merged import MergedLayer
+from kvgauge.methods.merging.merging_cache import MergingCache
+from kvgauge.methods.merging.merging_entries import MergingEntries
 
 
-class TwoPassLayer(MergedLayer):
+class TwoPassEntries(MergingEntries):
     """Attends with the whole matrix at once; in the first pass it keeps the matrix and nothing of the window."""
 
-    def __init__(self, *args: object) -> None:
-        super().__init__(*args)  # type: ignore[arg-type]
-        self.probing = False
-        self.matrix: Tensor | None = None  # (batch, kv heads, groups, queries, entries)
+    probing = False
+    probed: tuple[Tensor, Tensor] | None = None  # all keys and values of the first pass
+    matrix: Tensor | None = None  # (batch, kv heads, groups, queries, entries)
 
-    def _attend_part(self, query: Tensor, keys: Tensor, values: Tensor, part: slice, scaling: float) -> Tensor:
-        query, keys, _ = self._place(query, keys, part)
+    def window_end(self, begin: int, queries: int, valid: Tensor | None) -> int:
+        return queries  # the cache feeds one window at a time
+
+    def append(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:
         if not self.probing:
-            self._append(keys, values, None)
-            output, _ = self._eager(query, self.keys_buffer.view(), self.values_buffer.view(), scaling)
-            return output
-        past_keys, past_values = self.keys_buffer.view(), self.values_buffer.view()
-        all_keys, all_values = torch.cat([past_keys, keys], dim=2), torch.cat([past_values, values], dim=2)
-        output, self.matrix = self._eager(query, all_keys, all_values, scaling)
+            super().append(keys, values, valid)
+            return
+        past_keys, past_values = self.readable()
+        self.probed = torch.cat([past_keys, keys], dim=2), torch.cat([past_values, values], dim=2)
+
+    def attend(self, query: Tensor, scaling: float, valid: Tensor | None = None) -> Tensor:
+        keys, values = self.probed if self.probed is not None else self.readable()
+        self.groups = query.shape[1] // keys.shape[1]
+        output, matrix = self._eager(query, keys, values, scaling)
+        self.matrix = matrix if self.probing else None
+        self.probed = None
         return output
 
     def _eager(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
@@ -40,8 +50,9 @@ class TwoPassLayer(MergedLayer):
         kv_heads, entries = keys.shape[1:3]
         grouped = query.reshape(batch, kv_heads, heads // kv_heads, queries, head_dim)
         scores = grouped @ keys[:, :, None].transpose(-1, -2) * scaling
-        if self.cardinalities is not None:
-            bias = log_cardinalities(self.cardinalities, scores.dtype)
+        cardinalities = self.held.cardinalities
+        if cardinalities is not None:
+            bias = log_cardinalities(cardinalities, scores.dtype)
             scores = scores + functional.pad(bias, (0, entries - bias.shape[1]))[:, None, None, None]
         later = torch.ones(queries, queries, dtype=torch.bool, device=query.device).triu(1)
         scores = scores.masked_fill(functional.pad(later, (entries - queries, 0)), HIDDEN)
@@ -49,24 +60,29 @@ class TwoPassLayer(MergedLayer):
         output = weights @ values[:, :, None]
         return output.reshape(batch, heads, queries, -1).transpose(1, 2), weights
 
-    def _window_end(self, begin: int, queries: int) -> int:
-        return queries  # the cache feeds one window at a time
-
     def end_windows(self) -> None:
         """Nothing: the cache merges between the passes."""
 
     def merge_past(self, queries: int) -> None:
         """Merge what is cached by the column sums of the first pass over it."""
         assert self.matrix is not None
-        past = len(self.keys_buffer)
+        past = len(self.held)
         sums = self.matrix[..., :past].sum(dim=(2, 3)).float()
-        # Every entry was seen by every query of the window, also those that `_entries` takes for younger.
+        # Every entry was seen by every query of the window, also those that `held` takes for younger.
         age = torch.arange(past, 0, -1, device=sums.device).clamp(max=queries) / queries
         self.matrix = None
-        self.attention_buffer.set((sums * age).unsqueeze(-1))
-        self.fresh = [queries] * len(self.counts)
-        self._make_room([True] * len(self.counts))
-        self.attention_buffer.clear()
+        self.held.attention.set((sums * age).unsqueeze(-1))
+        rows = len(self.windows.counts)
+        self.windows.fresh = [queries] * rows
+        self.make_room([True] * rows)
+        self.held.attention.clear()
+
+
+class TwoPassLayer(MergedLayer):
+    """A layer of `TwoPassEntries`."""
+
+    entries_type: ClassVar[type[MergingEntries]] = TwoPassEntries
+    entries: TwoPassEntries
 
 
 class TwoPassCache(MergingCache):
@@ -88,10 +104,10 @@ class TwoPassCache(MergingCache):
     def _probe(self, model: PreTrainedModel, part: Tensor) -> None:
         positions = self.positions
         for layer in self.layers:
-            layer.probing = True
+            layer.entries.probing = True
         model(input_ids=part, past_key_values=self, use_cache=True, logits_to_keep=1)
         self.positions = positions
         for layer in self.layers:
-            layer.probing = False
+            layer.entries.probing = False
             layer.logical_length -= part.shape[1]
-            layer.merge_past(part.shape[1])
+            layer.entries.merge_past(part.shape[1])

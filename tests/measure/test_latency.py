@@ -92,7 +92,7 @@ def test_a_compressing_prefill_is_timed_for_real_only(tiny, fit) -> None:
 def test_synthetic_states_reach_every_layer(tiny) -> None:
     model, states = tiny("tiny/llama"), torch.randn(2, 2, 30, 16)
     for cache in (DynamicCache(), kvgauge.build_method("full").new_cache(model)):
-        fill(model, cache, states)
+        fill(model, cache, states, states)
         assert cache.get_seq_length() == 30
         assert cache_nbytes(cache) >= 2 * model_facts(model).full_nbytes(30)
         model(torch.tensor([[5], [6]]), past_key_values=cache)
@@ -110,13 +110,24 @@ def test_a_merging_cache_is_filled_with_what_it_keeps(name, members, tiny, fit) 
     assert rows[-1]["attention_s"] > 0 and rows[-1]["ttft_s"] is None
     assert rows[-1]["nbytes"] <= 2 * 0.25 * model_facts(model).full_nbytes(200)
     cache = method.new_cache(model, fit(method, "tiny/llama"))
-    fill(model, cache, torch.randn(2, 2, 200, 16))
+    fill(model, cache, *[torch.randn(2, 2, 200, 16)] * 2)
     cache.compress()
     assert cache.get_seq_length() == 200
     with torch.no_grad():
         for _ in range(20):
             model(torch.tensor([[5], [6]]), past_key_values=cache)
     assert cache.get_seq_length() == 220 and cache.physical_length() < 75
+
+
+@pytest.mark.parametrize("prefill", ["real", "synthetic"])
+def test_latents_are_timed_as_keys_and_values_are(prefill: str, tiny) -> None:
+    model = tiny("tiny/deepseek_v2")
+    cells = [*baselines(model), contender(model, kvgauge.build_method("xkv", budget=0.5), None)]
+    rows = measure_point(model, cells, LatencyConfig(prefill=prefill, **QUICK), 2, 80)
+    assert [row["cell"] for row in rows] == ["dynamic", "full", "xkv@0.5"]
+    assert rows[0]["nbytes"] == 2 * model_facts(model).full_nbytes(80)
+    assert rows[-1]["nbytes"] <= 1.02 * rows[0]["nbytes"] / 2
+    assert all(row["attention_s"] > 0 for row in rows[1:])
 
 
 def test_attention_alone_leaves_the_cache_as_it_was(tiny, fit, tokens) -> None:
@@ -175,15 +186,16 @@ def test_cells_of_one_label_and_unknown_methods_are_refused() -> None:
         LatencyConfig(cells=[{"method": "kqsdv"}]).methods([])
 
 
-@pytest.mark.parametrize("node", [None, "full", "kqsvd"])
-def test_a_cell_alone(node: str | None, tmp_path, fit) -> None:
+@pytest.mark.parametrize("cell", ["dynamic", "full", "full-one-pass", "kqsvd"])
+def test_a_cell_alone(cell: str, tmp_path, fit) -> None:
     projections = None
-    if node == "kqsvd":
+    if cell == "kqsvd":
         projections = tmp_path / "projections.safetensors"
         fit(kvgauge.build_method("kqsvd"), "tiny/llama").save(projections)
     job = {
         "model": configuration.read("model", "tiny/llama"),
-        "method": node and configuration.read("method", node),
+        "cell": cell,
+        "method": configuration.read("method", cell) if cell == "kqsvd" else None,
         "projections": projections and str(projections),
         "latency": dict(QUICK),
         "batch": 1,

@@ -122,3 +122,29 @@ def test_a_second_compress_and_a_reset(name, tiny, fit, tokens):
     cache.reset()
     assert cache.get_seq_length() == 0
     assert not cache.compressed
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("name", METHODS)
+@torch.no_grad()
+def test_attention_to_the_entries_is_attention_to_what_they_stand_for(name, compressed, tiny, fit, tokens):
+    model, method = tiny("tiny/llama"), kvgauge.build_method(name)
+    cache = method.new_cache(model, fit(method, "tiny/llama"))
+    cache.expect(256)
+    model(tokens(2, 256, seed=2), past_key_values=cache)
+    if compressed:
+        cache.compress()
+        model(tokens(2, 1, seed=3), past_key_values=cache)
+    before = (cache.nbytes(), cache.get_seq_length(), cache.physical_length(), cache.remarks())
+    query = torch.randn(2, 4, 1, 16, generator=torch.Generator().manual_seed(4))
+    for index, layer in enumerate(cache.layers):
+        actual = layer.attend_entries(query, 0.25)
+        assert actual.shape == (2, 1, 4, 16)
+        torch.testing.assert_close(layer.attend_entries(query, 0.25), actual, rtol=0, atol=0)
+        try:
+            keys, values = cache.dense(index)
+        except kvgauge.UserError:
+            continue
+        expected = torch.nn.functional.scaled_dot_product_attention(query, keys, values, scale=0.25, enable_gqa=True)
+        torch.testing.assert_close(actual, expected.transpose(1, 2), rtol=1e-3, atol=1e-3)
+    assert (cache.nbytes(), cache.get_seq_length(), cache.physical_length(), cache.remarks()) == before

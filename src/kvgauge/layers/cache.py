@@ -23,6 +23,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from kvgauge.attend.mask import Mask
 from kvgauge.errors import UserError
+from kvgauge.layers.adoption import Prefill, adopt
 from kvgauge.store.rows import RowBuffer
 
 if TYPE_CHECKING:
@@ -59,6 +60,18 @@ class LayerCache(CacheLayerMixin):
         """Replace the exact keys and values by what the method stores; a second call does nothing."""
 
     @abstractmethod
+    def attend_entries(self, query: Tensor, scaling: float) -> Tensor:
+        """The attention output of one query per head to all that is stored, as a step computes it. For measuring only.
+
+        Args:
+            query: (batch, num_attention_heads, 1, head_dim), at the position that the stored keys are made for.
+            scaling: factor on the scores.
+
+        Returns:
+            (batch, 1, num_attention_heads, head_dim).
+        """
+
+    @abstractmethod
     def nbytes_by_part(self) -> dict[str, int]:
         """Bytes of the live tensors of all sequences, by what they are for."""
 
@@ -73,6 +86,17 @@ class LayerCache(CacheLayerMixin):
     @abstractmethod
     def buffers(self) -> Sequence[RowBuffer]:
         """Every buffer whose first dimension is the batch."""
+
+    def share(self, keys: Tensor, values: Tensor) -> None:
+        """Hold the exact keys and values of another cache in an empty layer; shapes as in `update`, nothing is copied.
+
+        The layer must be compressed before anything is appended.
+        """
+        raise UserError(f"{type(self).__name__} cannot hold what another cache has read: let it read the context")
+
+    def fill(self, keys: Tensor, values: Tensor) -> None:
+        """Hold keys and values that stand in for those of a context, in an empty layer; shapes as in `update`."""
+        self.update(keys, values)
 
     @property
     def valid(self) -> Tensor | None:
@@ -138,7 +162,12 @@ class KVCache(Cache):
         layers: one `LayerCache` per decoder layer.
         context_length: compress by itself as soon as this many tokens are cached, at the end of the forward pass that
             reaches it: for ``generate`` and for other people's loops. None waits for `compress`.
+
+    Attributes:
+        prefill: what it needs of the prefill that fills it.
     """
+
+    prefill = Prefill.EXACT
 
     def __init__(self, layers: Sequence[LayerCache], *, context_length: int | None = None) -> None:
         super().__init__(layers=list(layers))
@@ -202,17 +231,36 @@ class KVCache(Cache):
         Call `compress` right after: the shared storage must not be appended to.
 
         Raises:
-            UserError: the source is compressed already, or this cache is not empty.
+            UserError: see `kvgauge.layers.adoption`.
         """
-        if source.compressed or self.get_seq_length():
-            raise UserError("adopt takes an uncompressed source into an empty cache")
-        for mine, theirs in zip(self.layers, source.layers, strict=True):
-            keys, values = theirs.dense()
-            mine.lazy_initialization(keys, values)
-            mine.exact_keys.share(keys)
-            mine.exact_values.share(values)
-            mine.logical_length = theirs.logical_length
-        self.valid, self.positions = source.valid, source.positions
+        adopt(self, source)
+
+    @property
+    def fillable(self) -> bool:
+        """Keys and values can stand in for a prefill, where only time and bytes matter."""
+        return self.prefill is Prefill.EXACT
+
+    def fill(self, keys: Tensor, values: Tensor) -> None:
+        """Fill every layer of an empty cache without a model.
+
+        Args:
+            keys, values: of a context, the same for all layers; shapes as in `LayerCache.update`.
+
+        Raises:
+            UserError: the cache is not `fillable`.
+        """
+        if not self.fillable:
+            raise UserError(f"{type(self).__name__} needs more of a prefill than keys and values: run the model")
+        for layer in self.layers:
+            layer.fill(keys, values)
+        self.positions = torch.arange(keys.shape[2], device=keys.device)[None]
+
+    def check_batch(self, batch: int) -> None:
+        """Called when it is known what the sequences are.
+
+        Raises:
+            UserError: the cache cannot hold them, in this number or with this padding.
+        """
 
     # -- what the layers report ----------------------------------------------------------------------------------
 
@@ -234,6 +282,7 @@ class KVCache(Cache):
         else:
             rows = max(known.shape[0], position_ids.shape[0])
             self.positions = torch.cat([known.expand(rows, -1), position_ids.expand(rows, -1)], dim=1)
+        self.check_batch(batch)
 
     def layer_done(self, index: int) -> None:
         """Called by a layer after it attended; the last layer ends a forward pass."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from kvgauge.attend.attention import exact_attention
-from kvgauge.attend.mask import Mask
+from kvgauge.attend.mask import CAUSAL, Mask
 from kvgauge.errors import UserError
 from kvgauge.layers.cache import LayerCache
 from kvgauge.store.buffers import GrowingBuffer
@@ -99,6 +99,17 @@ class TwoPhaseLayer(LayerCache):
         self.exact_keys.clear()
         self.exact_values.clear()
         self.compressed = True
+
+    def attend_entries(self, query: Tensor, scaling: float) -> Tensor:
+        """See `LayerCache.attend_entries`."""
+        return (self.attend_compressed if self.compressed else self.attend_exact)(query, CAUSAL, scaling)
+
+    def share(self, keys: Tensor, values: Tensor) -> None:
+        """See `LayerCache.share`."""
+        self.lazy_initialization(keys, values)
+        self.exact_keys.share(keys)
+        self.exact_values.share(values)
+        self.logical_length = keys.shape[2]
 
     def nbytes_by_part(self) -> dict[str, int]:
         """Bytes of the live tensors of all sequences, by what they are for."""

@@ -28,8 +28,6 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 
 from kvgauge import configuration
 from kvgauge.architecture.facts import model_facts
-from kvgauge.attend.attention import exact_attention
-from kvgauge.attend.mask import CAUSAL
 from kvgauge.contract.fitted import Fitted
 from kvgauge.contract.identity import config as config_of
 from kvgauge.contract.method import Method
@@ -37,12 +35,9 @@ from kvgauge.errors import UserError, unknown
 from kvgauge.evaluation.decoding import PREFILL_CHUNK, prefill
 from kvgauge.kernels.cpu.decode_attention import applies
 from kvgauge.layers.cache import KVCache
-from kvgauge.layers.two_phase import TwoPhaseLayer
 from kvgauge.measure.bandwidth import copy_bandwidth, synchronize, utilisation, weight_nbytes
 from kvgauge.measure.memory import reset_peak, resident_nbytes
-from kvgauge.measure.synthetic import fill
-from kvgauge.methods.exact.full import Full
-from kvgauge.methods.merging.merged import MergedLayer, MergingCache
+from kvgauge.measure.synthetic import fill, random_query, random_states
 from kvgauge.methods.registry import build_method
 from kvgauge.models.identity import weights_nbytes
 from kvgauge.models.loading import load_model
@@ -152,7 +147,6 @@ class Contender:
         method, budget: of the rows.
         new_cache: an empty cache, given the tokens it will hold in all.
         compresses: ``compress`` is part of its time to first token.
-        exact_prefill: its prefill is the model's own, so random keys and values can stand in for it.
     """
 
     cell: str
@@ -160,7 +154,6 @@ class Contender:
     budget: float | None
     new_cache: Callable[[int], Cache]
     compresses: bool
-    exact_prefill: bool = True
 
 
 def contender(model: PreTrainedModel, method: Method, fitted: Fitted | None) -> Contender:
@@ -171,7 +164,6 @@ def contender(model: PreTrainedModel, method: Method, fitted: Fitted | None) -> 
         method.budget,
         lambda tokens: method.new_cache(model, fitted),
         compresses=True,
-        exact_prefill=method.needs.exact_prefill and not method.needs.sees_inputs,
     )
 
 
@@ -259,19 +251,19 @@ def measure_point(
         uncompressed cache with the compiled kernel, None where there is none), ``ttft_over_static``.
 
     Raises:
-        UserError: ``prefill: synthetic`` with a method that compresses while it prefills, merging aside.
+        UserError: ``prefill: synthetic`` with a method that needs more of a prefill than keys and values.
     """
     for one in contenders if config.prefill == "synthetic" else ():
-        if not (one.exact_prefill or isinstance(one.new_cache(context_length + config.all_steps), MergingCache)):
-            raise UserError(f"{one.cell} compresses while it prefills: use latency.prefill=real")
+        cache = one.new_cache(context_length + config.all_steps)
+        if isinstance(cache, KVCache) and not cache.fillable:
+            raise UserError(f"{one.cell} needs more of a prefill than keys and values: use latency.prefill=real")
     facts = model_facts(model)
     generator = torch.Generator().manual_seed(config.seed)
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (batch, context_length), generator=generator).to(model.device)
-    shape = (batch, facts.num_key_value_heads, context_length, facts.head_dim)
     source = None
     if config.prefill == "synthetic":
-        source = torch.randn(shape, generator=generator).to(model.device, model.dtype)
+        source = random_states(facts, batch, context_length, generator, model.device)
     prefill(model, ids[:, :16], DynamicCache())  # threads and lazily made tables
     timings = [Timings() for _ in contenders]
     bandwidths = []
@@ -292,7 +284,12 @@ def measure_point(
 
 
 def _time_once(
-    model: PreTrainedModel, one: Contender, config: LatencyConfig, ids: Tensor, source: Tensor | None, times: Timings
+    model: PreTrainedModel,
+    one: Contender,
+    config: LatencyConfig,
+    ids: Tensor,
+    source: tuple[Tensor, Tensor] | None,
+    times: Timings,
 ) -> None:
     batch, tokens = ids.shape
     cache = one.new_cache(tokens + config.all_steps)
@@ -303,7 +300,7 @@ def _time_once(
         token = prefill(model, ids, cache, config.prefill_chunk).argmax(dim=-1, keepdim=True)
         times.prefill.append(_now(model) - start)
     else:
-        fill(model, cache, source)
+        fill(model, cache, *source)
         token = ids[:, -1:]
     start = _now(model)
     if one.compresses and isinstance(cache, KVCache):
@@ -321,7 +318,7 @@ def _time_once(
         if index == config.warmup + config.decode_steps // 2:
             times.live_nbytes = cache_nbytes(cache)
     times.steps.append(steps)
-    if isinstance(cache, MergingCache) or (isinstance(cache, KVCache) and one.exact_prefill):
+    if isinstance(cache, KVCache):
         times.attention.append(attention_seconds(model, cache, batch))
     del cache
     gc.collect()
@@ -345,20 +342,12 @@ def attention_seconds(model: PreTrainedModel, cache: KVCache, batch: int, repeat
 
     Every pass goes through all layers, so that none finds its cache in a processor's cache where the model would not.
     """
-    facts = model_facts(model)
-    query = torch.randn(batch, facts.num_attention_heads, 1, facts.head_dim, dtype=model.dtype, device=model.device)
-    scaling = facts.head_dim**-0.5
-    layers = [layer for layer in cache.layers if isinstance(layer, TwoPhaseLayer | MergedLayer)]
+    query, scaling = random_query(model_facts(model), batch, model.device)
     times = []
     for _ in range(repeats + 1):
         start = _now(model)
-        for layer in layers:
-            if isinstance(layer, MergedLayer):
-                layer.attend_entries(query, scaling)
-            elif layer.compressed:
-                layer.attend_compressed(query, CAUSAL, scaling)
-            else:
-                exact_attention(query, layer.exact_keys.view(), layer.exact_values.view(), CAUSAL, scaling)
+        for layer in cache.layers:
+            layer.attend_entries(query, scaling)
         times.append(_now(model) - start)
     return statistics.median(times[1:])
 
@@ -422,20 +411,17 @@ def run_alone(job: Mapping[str, Any]) -> dict[str, int]:
     """Prefill, compress and decode one cell once, and report this process's memory.
 
     Args:
-        job: ``model`` (a node of ``conf/model``), ``method`` (a node of ``conf/method``, ``None`` for DynamicCache),
-            ``projections`` (a path or None), ``latency`` (fields of `LatencyConfig`), ``batch``, ``context_length``.
+        job: ``model`` (a node of ``conf/model``), ``cell`` (its label), ``method`` (a node of ``conf/method``) and
+            ``projections`` (a path or None) of cells that are none of `UNCOMPRESSED`, ``latency`` (fields of
+            `LatencyConfig`), ``batch``, ``context_length``.
     """
     model, _ = load_model(configuration.build(job["model"], "model"))
     config = LatencyConfig(**job["latency"])
-    if job["method"] is None:
-        one = baselines(model)[0]
+    if job["cell"] in UNCOMPRESSED:
+        one = next(plain for plain in baselines(model) if plain.cell == job["cell"])
     else:
         method: Method = configuration.build(job["method"], "method")
-        fitted = Fitted.load(Path(job["projections"])) if job["projections"] else None
-        if isinstance(method, Full):
-            one = uncompressed(model, one_pass=method.one_pass)
-        else:
-            one = contender(model, method, fitted)
+        one = contender(model, method, Fitted.load(Path(job["projections"])) if job["projections"] else None)
     generator = torch.Generator().manual_seed(config.seed)
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (job["batch"], job["context_length"]), generator=generator).to(model.device)

@@ -14,7 +14,8 @@ import kvgauge
 from kvgauge import UserError
 from kvgauge.architecture.rotary import Rotary
 from kvgauge.evaluation.decoding import prefill
-from kvgauge.methods.merging.gradient_merged import GradientMergedLayer, GradientMergingCache
+from kvgauge.methods.merging.gradient_entries import GradientEntries
+from kvgauge.methods.merging.gradient_merged import GradientMergingCache
 
 WINDOW = 16
 
@@ -53,19 +54,19 @@ def test_the_gradients_are_those_of_the_loss_of_the_window(model: PreTrainedMode
     prefill(model, ids[:, :WINDOW], cache)
     assert cache.gradient_windows == 1
     for layer in cache.layers:
-        layer.hessian_buffer.clear()
+        layer.merging.held.hessian.clear()
     taken: list[Tensor] = []
-    original = GradientMergedLayer.take_gradient
+    original = GradientEntries.take_gradient
 
-    def keep(self: GradientMergedLayer, gradient: Tensor) -> None:
+    def keep(self: GradientEntries, gradient: Tensor) -> None:
         original(self, gradient)
-        taken.append(self.hessian_buffer.view().clone())
+        taken.append(self.held.hessian.view().clone())
 
-    GradientMergedLayer.take_gradient = keep  # type: ignore[method-assign]
+    GradientEntries.take_gradient = keep  # type: ignore[method-assign]
     try:
         prefill(model, ids[:, WINDOW:], cache)
     finally:
-        GradientMergedLayer.take_gradient = original  # type: ignore[method-assign]
+        GradientEntries.take_gradient = original  # type: ignore[method-assign]
     assert len(taken) == len(cache.layers)
     rotary, positions = Rotary(model), torch.arange(WINDOW)[None]
     for mine, reference in zip(taken, reference_gradients(model, ids), strict=True):
@@ -90,8 +91,30 @@ def test_no_gradient_no_graph_is_left(model: PreTrainedModel) -> None:
     logits = prefill(model, ids, cache)
     assert not logits.requires_grad
     for layer in cache.layers:
-        assert layer.recorded is None
-        assert not layer.keys_buffer.view().requires_grad
+        assert layer.merging.recorded is None
+        assert not layer.merging.held.keys.view().requires_grad
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("tokens", [3 * WINDOW, 3 * WINDOW + 5])
+def test_a_cache_that_compresses_by_itself_does_so_after_the_backward_pass(
+    model: PreTrainedModel, batch: int, tokens: int
+) -> None:
+    ids = torch.randint(3, 300, (batch, tokens + 3), generator=torch.Generator().manual_seed(2))
+    logits, caches = [], []
+    for context_length in (None, tokens):
+        cache = kvgauge.build_method("asymkv", start=2, window=WINDOW, budget=None, max_entries=20).new_cache(
+            model, context_length=context_length
+        )
+        cache.expect(tokens)
+        prefill(model, ids[:, :tokens], cache)
+        if context_length is None:
+            cache.compress()
+        assert cache.compressed and cache.physical_length() == 20
+        logits.append(prefill(model, ids[:, tokens:], cache))
+        caches.append(cache)
+    assert caches[1].remarks() == caches[0].remarks()
+    assert torch.equal(logits[1], logits[0])
 
 
 def test_inference_only_weights_are_one_line(model: PreTrainedModel) -> None:

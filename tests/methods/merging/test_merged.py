@@ -14,7 +14,9 @@ from kvgauge import UserError
 from kvgauge.attend import counted_attention
 from kvgauge.evaluation.decoding import prefill
 from kvgauge.kernels.cpu import operators
-from kvgauge.methods.merging.merged import MergedLayer, MergingCache
+from kvgauge.methods.merging.merged import MergedLayer
+from kvgauge.methods.merging.merging_cache import MergingCache
+from kvgauge.methods.merging.merging_entries import MergingEntries
 
 CONTEXT, QUESTION = 150, 40
 METHODS = ["kvslimmer", "asymkv", "mean_merge", "streaming_llm"]
@@ -47,7 +49,7 @@ def answer_logits(
 
 
 def peak_entries(cache: MergingCache) -> int:
-    return max(layer.most_entries for layer in cache.layers if isinstance(layer, MergedLayer))
+    return max(layer.tally.most_entries for layer in cache.layers if isinstance(layer, MergedLayer))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -187,7 +189,7 @@ def test_steps_with_and_without_compiled_kernels_agree(
         made = [
             prefill(model, ids[:, step : step + 1], cache, mask=mask[:, : CONTEXT + step + 1]) for step in range(steps)
         ]
-        assert cache.layers[0].keys_buffer.dimension_major == compiled
+        assert cache.layers[0].entries.held.keys.dimension_major == compiled
         logits.append(torch.stack(made))
     torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
 
@@ -207,17 +209,19 @@ def test_positions_follow_the_cardinalities(model: PreTrainedModel, ids: Tensor)
     prefill(model, ids[:1, :CONTEXT], cache)
     cache.compress()
     for layer in cache.layers:
-        assert isinstance(layer, MergedLayer)
-        assert layer.cardinalities is not None
-        assert int(layer.cardinalities.max()) == 2
-        assert int(layer.cardinalities.sum()) == CONTEXT - layer.lags[0] < CONTEXT
+        assert isinstance(layer.entries, MergingEntries)
+        cardinalities = layer.entries.held.cardinalities
+        assert cardinalities is not None
+        assert int(cardinalities.max()) == 2
+        assert int(cardinalities.sum()) == CONTEXT - layer.positions.lags[0] < CONTEXT
     unclipped = cache_of(model, "kvslimmer", max_entries=40, clip=None)
     prefill(model, ids[:1, :CONTEXT], unclipped)
     for layer in unclipped.layers:
-        assert isinstance(layer, MergedLayer)
-        assert layer.cardinalities is not None
-        assert int(layer.cardinalities.sum()) == CONTEXT
-        assert layer.lags == [0]
+        assert isinstance(layer.entries, MergingEntries)
+        cardinalities = layer.entries.held.cardinalities
+        assert cardinalities is not None
+        assert int(cardinalities.sum()) == CONTEXT
+        assert layer.positions.lags == [0]
 
 
 def test_no_matrix_of_all_queries_is_held(model: PreTrainedModel, ids: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,7 +300,7 @@ def test_dense_and_crop_refuse_and_so_does_adopt(model: PreTrainedModel, ids: Te
         cache.crop(-1)
     full = kvgauge.build_method("full").new_cache(model)
     prefill(model, ids[:, :40], full)
-    with pytest.raises(UserError, match="their own prefill"):
+    with pytest.raises(UserError, match="its own prefill"):
         cache_of(model, "kvslimmer", max_entries=50).adopt(full)
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kvgauge.methods.merging.gradient_merged import GradientMergedLayer, GradientMergingCache
-from kvgauge.methods.merging.merged import MergedLayer, MergingCache
+from kvgauge.methods.merging.merged import MergedLayer
 from kvgauge.methods.merging.merging import Merging
+from kvgauge.methods.merging.merging_cache import MergingCache
 
 
 @dataclass(frozen=True, kw_only=True)

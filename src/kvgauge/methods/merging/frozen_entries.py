@@ -6,7 +6,7 @@ cardinality c, whose logarithm is added to the scores. Tokens that come later ar
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,10 +14,12 @@ from torch import Tensor
 from kvgauge.attend.mask import Mask
 from kvgauge.layers.cache import KVCache
 from kvgauge.layers.two_phase import TwoPhaseLayer
+from kvgauge.methods.merging.layer_entries import LayerEntries
 from kvgauge.store.buffers import GrowingBuffer
+from kvgauge.store.rows import RowBuffer
 
 
-class FrozenEntries:
+class FrozenEntries(LayerEntries):
     """The entries of one layer after the context.
 
     Args:
@@ -42,8 +44,12 @@ class FrozenEntries:
     def __len__(self) -> int:
         return self.layer.logical_length
 
+    # -- a forward pass ------------------------------------------------------------------------------------------
+
+    def window_end(self, begin: int, queries: int, valid: Tensor | None) -> int:
+        return queries
+
     def append(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:
-        """Add the tokens of a forward pass; `valid` (batch, new tokens) is False on padding."""
         batch, before, new = keys.shape[0], len(self), keys.shape[2]
         if valid is not None or len(self.cardinalities):
             ones = torch.ones(batch, before + new, 1, dtype=torch.int32, device=keys.device)
@@ -53,14 +59,40 @@ class FrozenEntries:
         self.layer.logical_length += new
         self.layer.append(keys, values)
 
-    def attend(self, query: Tensor, scaling: float) -> Tensor:
-        """The attention output (batch, queries, num_attention_heads, head_dim); the last token is the last query's."""
+    def attend(self, query: Tensor, scaling: float, valid: Tensor | None = None) -> Tensor:
         cardinalities = self.cardinalities.view().squeeze(-1) if len(self.cardinalities) else None
         return self.layer.attend_compressed(query, Mask.of_entries(cardinalities, query.shape[2], query.dtype), scaling)
+
+    def end_windows(self) -> None:
+        """There are none."""
+
+    def merges_ahead(self) -> bool:
+        return False
+
+    def completed(self, successor: Callable[[], TwoPhaseLayer] | None) -> LayerEntries:
+        return self
+
+    # -- what the layer is asked ---------------------------------------------------------------------------------
+
+    def attend_entries(self, query: Tensor, scaling: float) -> Tensor:
+        return self.attend(query, scaling)
+
+    @property
+    def single_tokens(self) -> bool:
+        return not len(self.cardinalities)
+
+    def dense(self) -> tuple[Tensor, Tensor]:
+        return self.layer.dense()
 
     def nbytes_by_part(self) -> dict[str, int]:
         size = self.cardinalities.nbytes()
         return self.layer.compressed_nbytes_by_part() | ({"cardinalities": size} if size else {})
+
+    def fixed_nbytes(self) -> int:
+        return self.layer.fixed_nbytes()
+
+    def buffers(self) -> Sequence[RowBuffer]:
+        return (self.cardinalities, *self.layer.buffers())
 
     def map_batch(self, select: Callable[[Tensor], Tensor]) -> None:
         self.cardinalities.map_batch(select)

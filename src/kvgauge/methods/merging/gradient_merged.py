@@ -8,122 +8,47 @@ pairs of them merge by their attention, and are counted among the guarded merges
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
 from kvgauge.errors import UserError
-from kvgauge.methods.merging.merge_entries import Entries, averaged_hessian, running_positions
-from kvgauge.methods.merging.merged import MergedLayer, MergingCache
+from kvgauge.methods.merging.gradient_entries import GradientEntries
+from kvgauge.methods.merging.gradient_rows import hold_row, hold_rows
+from kvgauge.methods.merging.merged import MergedLayer
+from kvgauge.methods.merging.merging_cache import MergingCache
+from kvgauge.methods.merging.merging_entries import MergingEntries
 
 
 class GradientMergedLayer(MergedLayer):
-    """A layer that shows its keys to autograd while a window is recorded, and merges only after the backward pass."""
+    """A layer that shows its keys to autograd while a window is recorded."""
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
-        self.recorded: Tensor | None = None  # the keys of the recorded forward pass, in its graph
-
-    def _readable(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        if not self.recording:
-            return super()._readable(keys, values)
-        past = len(self.keys_buffer) - keys.shape[2]
-        all_keys = torch.cat([self.keys_buffer.view()[:, :, :past], keys], dim=2)
-        all_values = torch.cat([self.values_buffer.view()[:, :, :past], values], dim=2)
-        if not all_keys.requires_grad:
-            all_keys.requires_grad_()
-        self.recorded = all_keys
-        return all_keys, all_values
+    entries_type: ClassVar[type[MergingEntries]] = GradientEntries
 
     @property
-    def recording(self) -> bool:
-        cache = self.owner
-        return isinstance(cache, GradientMergingCache) and cache.recording
-
-    def end_windows(self) -> None:
-        if not self.recording:
-            super().end_windows()
-
-    @torch.no_grad()
-    def take_gradient(self, gradient: Tensor) -> None:
-        """Average the squared gradient of the pre-RoPE keys into the Fisher diagonal.
-
-        Args:
-            gradient: (batch, num_key_value_heads, entries, head_dim), in the keys at their positions.
-        """
-        self.recorded = None
-        cardinalities = self.cardinalities
-        if cardinalities is None:
-            cardinalities = torch.ones(gradient.shape[0], gradient.shape[2], dtype=torch.int32, device=gradient.device)
-        # The rotation is orthogonal: a gradient turns back as a key does.
-        squared = self.rotary.shift(gradient.float(), -running_positions(cardinalities)).square()
-        past = self.hessian_buffer.view() if len(self.hessian_buffer) else None
-        self.windows = [windows + 1 for windows in self.windows]
-        windows = torch.tensor(self.windows, device=gradient.device)
-        self.hessian_buffer.set(averaged_hessian(squared, past, windows))
-
-    def _present_hessian(self, entries: Entries, merging: Tensor) -> Tensor:
-        if entries.hessian is not None:
-            return entries.hessian
-        return torch.full_like(entries.shares, torch.nan).unsqueeze(-1)
-
-    # -- rows apart and together ---------------------------------------------------------------------------------
+    def merging(self) -> GradientEntries:
+        """The entries, as long as they merge."""
+        assert isinstance(self.entries, GradientEntries)
+        return self.entries
 
     def row(self, index: int) -> GradientMergedLayer:
-        """A copy of one sequence, without the empty places in front of it."""
+        """A copy of one sequence."""
         layer = GradientMergedLayer(self.policy, self.rotary)
-        if not self.is_initialized:
-            return layer
-        layer.dtype, layer.device, layer.is_initialized = self.dtype, self.device, True
-        layer.groups, layer.compressed = self.groups, self.compressed
-        for name in ("counts", "fresh", "lags", "windows"):
-            setattr(layer, name, [getattr(self, name)[index]])
-        layer.limits = None if self.limits is None else [self.limits[index]]
-        count = self.counts[index]
-        for mine, theirs in zip(self.buffers(), layer.buffers(), strict=True):
-            if len(mine) and count:
-                theirs.set(mine.view()[index : index + 1, ..., len(mine) - count :, :].clone())
+        if self.is_initialized:
+            layer.dtype, layer.device, layer.is_initialized = self.dtype, self.device, True
+            layer.compressed = self.compressed
+            hold_row(layer.merging, self.merging, index)
         return layer
 
     def join(self, rows: list[GradientMergedLayer]) -> None:
         """Hold the sequences of `rows`, one each, in the place of what was held."""
-        first = rows[0]
-        self.dtype, self.device, self.is_initialized = first.dtype, first.device, True
-        self.groups = first.groups
-        self._turning = None
-        for name in ("counts", "fresh", "lags", "windows"):
-            setattr(self, name, [getattr(row, name)[0] for row in rows])
-        self.merge_count += sum(row.merge_count for row in rows)
-        self.guard_count += sum(row.guard_count for row in rows)
-        self.most_entries = max(self.most_entries, *(row.most_entries for row in rows))
-        longest = max(self.counts)
-        if any(row.counts[0] < longest or row.cardinalities is not None for row in rows):
-            for row in rows:
-                if row.cardinalities is None:
-                    ones = torch.ones(1, row.counts[0], 1, dtype=torch.int32, device=self.device)
-                    row.cardinality_buffer.set(ones)
-        fills = (0.0, 0.0, 0, 0.0, torch.nan)
-        for place, (mine, fill) in enumerate(zip(self.buffers(), fills, strict=True)):
-            parts = [row.buffers()[place] for row in rows]
-            held = [part.view() for part in parts if len(part)]
-            mine.clear()
-            if not held:
-                continue
-            like = max(held, key=lambda part: part.shape[-1])
-            padded = [
-                _padded_front(part.view(), longest, like.shape[-1], fill)
-                if len(part)
-                else like.new_full((*like.shape[:-2], longest, like.shape[-1]), fill)
-                for part in parts
-            ]
-            mine.set(torch.cat(padded))
-
-
-def _padded_front(rows: Tensor, length: int, width: int, fill: float) -> Tensor:
-    """(1, …, rows, dimension) brought to `length` rows, empty ones in front, and to `width` columns."""
-    rows = rows.expand(*rows.shape[:-1], width)
-    return functional.pad(rows, (0, 0, length - rows.shape[-2], 0), value=fill)
+        self.dtype, self.device, self.is_initialized = rows[0].dtype, rows[0].device, True
+        hold_rows(self.merging, [row.merging for row in rows])
 
 
 class GradientMergingCache(MergingCache):
@@ -138,7 +63,7 @@ class GradientMergingCache(MergingCache):
     @property
     def gradient_windows(self) -> int:
         """Backward passes of the sequence that had most."""
-        return max(self.layers[0].windows, default=0)
+        return max(self.layers[0].windows.taken, default=0)
 
     def drive(self, model: PreTrainedModel, ids: Tensor, mask: Tensor | None) -> Tensor | None:
         """See `KVCache.drive`. Padded sequences go one by one: each has windows of its own.
@@ -151,7 +76,7 @@ class GradientMergingCache(MergingCache):
                 f"{self.layers[0].policy.name} needs gradients and the weights are for inference only: "
                 f"load the model and call outside torch.inference_mode(), or choose kvslimmer"
             )
-        if any(layer.frozen is not None for layer in self.layers):
+        if self.compressed and self.layers[0].freeze is not None:
             return None  # nothing merges any more
         cached = self.get_seq_length()
         mask = None if mask is None else mask[:, : cached + ids.shape[1]]
@@ -166,7 +91,7 @@ class GradientMergingCache(MergingCache):
     def _drive_together(self, model: PreTrainedModel, ids: Tensor) -> Tensor:
         logits, begin = None, 0
         while begin < ids.shape[1]:
-            fresh = max(self.layers[0].fresh, default=0)
+            fresh = max(self.layers[0].windows.fresh, default=0)
             part = ids[:, begin : begin + self.layers[0].policy.window - fresh]
             logits = self._pass(model, part)
             begin += part.shape[1]
@@ -176,26 +101,43 @@ class GradientMergingCache(MergingCache):
 
     def _pass(self, model: PreTrainedModel, ids: Tensor) -> Tensor:
         """One forward pass within a window, and a backward pass if the window will end in a merge."""
-        merging = not self.layers[0].is_initialized or any(layer.merge_ahead() for layer in self.layers)
+        merging = not self.layers[0].is_initialized or any(layer.entries.merges_ahead() for layer in self.layers)
         if ids.shape[1] < 2 or not merging:
             with torch.no_grad():
                 output = model(input_ids=ids, past_key_values=self, use_cache=True, logits_to_keep=1)
             return output.logits[:, -1]
-        self.recording = True
-        try:
-            with torch.enable_grad():
-                logits = model(input_ids=ids, past_key_values=self, use_cache=True).logits
-                losses = functional.cross_entropy(
-                    logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum"
-                )
-                keys = [layer.recorded for layer in self.layers]
-                gradients = torch.autograd.grad(losses / (ids.shape[1] - 1), keys)  # type: ignore[arg-type]
-        finally:
-            self.recording = False
-        for layer, gradient in zip(self.layers, gradients, strict=True):
-            layer.take_gradient(gradient)
-            layer.end_windows()
+        entries = [layer.merging for layer in self.layers]
+        with self._recorded(entries), torch.enable_grad():
+            logits = model(input_ids=ids, past_key_values=self, use_cache=True).logits
+            losses = functional.cross_entropy(
+                logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum"
+            )
+            keys = [own.recorded[0] for own in entries if own.recorded is not None]
+            gradients = torch.autograd.grad(losses / (ids.shape[1] - 1), keys)
+        for own, gradient in zip(entries, gradients, strict=True):
+            own.take_gradient(gradient)
+            own.end_windows()
+        self.layer_done(len(self.layers) - 1)
         return logits[:, -1].detach()
+
+    @contextmanager
+    def _recorded(self, entries: list[GradientEntries]) -> Iterator[None]:
+        """What the queries of a forward pass see is in its graph, and stays as it is until the pass is over."""
+
+        def switch(on: bool) -> None:
+            self.recording = on
+            for own in entries:
+                own.recording, own.recorded = on, None
+
+        switch(True)
+        try:
+            yield
+        finally:
+            switch(False)
+
+    def layer_done(self, index: int) -> None:
+        if not self.recording:  # a recorded pass has not ended before its gradients are taken
+            super().layer_done(index)
 
     def _row(self, index: int, mask: Tensor) -> GradientMergingCache:
         row = GradientMergingCache([layer.row(index) for layer in self.layers])

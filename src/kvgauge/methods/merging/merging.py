@@ -19,7 +19,9 @@ from kvgauge.contract.roles import Lossless, Merger
 from kvgauge.errors import UserError, unknown
 from kvgauge.layers.two_phase import TwoPhaseLayer
 from kvgauge.methods.merging.merge_pairs import PAIRS
-from kvgauge.methods.merging.merged import MergedLayer, MergePolicy, MergingCache
+from kvgauge.methods.merging.merged import MergedLayer
+from kvgauge.methods.merging.merging_cache import MergingCache
+from kvgauge.methods.merging.policy import MergePolicy
 
 # γ of AsymKV and KVSlimmer: the discount of a pair grows to 512 over 4,096 entries.
 GAMMA = 4096 / math.log(512)

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from kvgauge.attend.attention import Segment, exact_attention, segmented_attention
-from kvgauge.attend.mask import Mask
+from kvgauge.attend.mask import CAUSAL, Mask
 from kvgauge.errors import UserError
+from kvgauge.layers.adoption import Prefill
 from kvgauge.layers.cache import KVCache
 from kvgauge.layers.exact import ExactSegment
 from kvgauge.methods.per_head.latents import HeadProjections, LatentLayer
@@ -34,13 +35,19 @@ class StreamingLatentLayer(LatentLayer):
             assert self.cache is not None
             for layer in self.cache.layers:
                 layer.prepare(self.exact_keys.view())
-        if not self._absorbed:
-            output = exact_attention(query, self.exact_keys.view(), self.exact_values.view(), mask, scaling)
-        else:
-            mask = self.sinks.mask(mask, query.shape[2], self.logical_length)
-            output = segmented_attention(query, self._segments(), mask, scaling)
+        output = self._attend_incoming(query, mask, scaling)
         self._absorb()
         return output
+
+    def _attend_incoming(self, query: Tensor, mask: Mask, scaling: float) -> Tensor:
+        """Attention to a context of which some tokens, or none yet, are latents."""
+        if not self._absorbed:
+            return exact_attention(query, self.exact_keys.view(), self.exact_values.view(), mask, scaling)
+        mask = self.sinks.mask(mask, query.shape[2], self.logical_length)
+        return segmented_attention(query, self._segments(), mask, scaling)
+
+    def attend_entries(self, query: Tensor, scaling: float) -> Tensor:
+        return (self.attend_compressed if self.compressed else self._attend_incoming)(query, CAUSAL, scaling)
 
     @property
     def _absorbed(self) -> bool:
@@ -147,6 +154,8 @@ class StreamingLatentLayer(LatentLayer):
 
 class StreamingLatentCache(KVCache):
     """A cache of `StreamingLatentLayer`."""
+
+    prefill = Prefill.OWN
 
     def __init__(self, layers: Sequence[StreamingLatentLayer], *, context_length: int | None = None) -> None:
         super().__init__(layers, context_length=context_length)

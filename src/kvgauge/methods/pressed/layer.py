@@ -24,6 +24,7 @@ from kvgauge.architecture.rotary import Rotary
 from kvgauge.attend.attention import exact_attention
 from kvgauge.attend.mask import Mask
 from kvgauge.errors import UserError
+from kvgauge.layers.adoption import Prefill
 from kvgauge.layers.cache import KVCache
 from kvgauge.layers.inputs import LayerInputs
 from kvgauge.layers.pair import PairLayer
@@ -126,6 +127,8 @@ class PressedCache(KVCache):
         super().__init__([PressedLayer() for _ in modules], context_length=context_length)
         self.name, self.model, self.press, self.budget = name, model, press, budget
         self.one_sequence, self.rerotates, self.replays = one_sequence, rerotates, replays
+        if press is not None:
+            self.prefill = Prefill.OWN if replays else Prefill.WATCHED
         self.ids: list[Tensor] = []  # (batch, tokens) of each forward pass, for a press that replays
         self._watch()
 
@@ -147,11 +150,7 @@ class PressedCache(KVCache):
             handles.append(self.model.get_decoder().register_forward_pre_hook(remember, with_kwargs=True))
         self._unwatch = weakref.finalize(self, _remove, handles)
 
-    def observe(self, query: Tensor, mask: Mask, position_ids: Tensor | None) -> None:
-        super().observe(query, mask, position_ids)
-        self._refuse(query.shape[0])
-
-    def _refuse(self, batch: int) -> None:
+    def check_batch(self, batch: int) -> None:
         if self.press is None:
             return
         if self.valid is not None and not bool(self.valid.all()):
@@ -260,20 +259,6 @@ class PressedCache(KVCache):
             self.ids = [torch.cat(self.ids, dim=1)[:, : self.get_seq_length()]]
         if self.inputs is not None:
             self.inputs.crop(self.get_seq_length())
-
-    def adopt(self, source: KVCache) -> None:
-        """As `KVCache.adopt`, with what the attention modules were given, which the source must have kept.
-
-        Raises:
-            UserError: the source kept no inputs, or the press runs passes of its own.
-        """
-        if self.inputs is not None and (source.inputs is None or self.replays):
-            raise UserError(f"{self.name} sees more of the prefill than keys and values: it cannot adopt this one")
-        super().adopt(source)
-        if self.inputs is not None:
-            assert source.inputs is not None
-            self.inputs.share(source.inputs)
-        self._refuse(source.layers[0].dense()[0].shape[0])
 
     def reset(self) -> None:
         super().reset()
