@@ -10,7 +10,7 @@ from kvgauge.architecture.facts import model_facts
 from kvgauge.layers.adoption import Prefill
 from kvgauge.layers.inputs import LayerInputs
 
-CONTEXT = 64
+CONTEXT = 128
 METHODS = [*kvgauge.list_methods(), "kvpress/snapkv", "kvpress/kvzip"]
 FIELDS = {"kqsvd": {"compress_prefill": True}}  # methods that have two kinds of caches
 
@@ -60,7 +60,7 @@ def test_what_has_adopted_a_prefill_answers_as_after_its_own(method, tiny, fit, 
 @pytest.mark.parametrize("method", methods())
 def test_a_method_says_of_its_prefill_what_its_caches_do(method, tiny, fit):
     needed = method.new_cache(tiny("tiny/llama"), fit(method, "tiny/llama")).prefill
-    assert (needed is Prefill.OWN) == (not method.exact_prefill)
+    assert (needed is Prefill.OWN) == (not method.needs.exact_prefill)
     assert (needed is Prefill.WATCHED) == (method.exact_prefill and method.sees_inputs)
 
 
