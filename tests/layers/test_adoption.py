@@ -61,7 +61,7 @@ def test_what_has_adopted_a_prefill_answers_as_after_its_own(method, tiny, fit, 
 def test_a_method_says_of_its_prefill_what_its_caches_do(method, tiny, fit):
     needed = method.new_cache(tiny("tiny/llama"), fit(method, "tiny/llama")).prefill
     assert (needed is Prefill.OWN) == (not method.needs.exact_prefill)
-    assert (needed is Prefill.WATCHED) == (method.exact_prefill and method.sees_inputs)
+    assert (needed is Prefill.WATCHED) == (method.needs.exact_prefill and method.needs.sees_inputs)
 
 
 def test_only_an_exact_prefill_and_only_into_an_empty_cache(tiny, tokens):
