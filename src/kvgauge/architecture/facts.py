@@ -231,6 +231,11 @@ def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
     return [modules[index] for index in model_facts(model).compressed]
 
 
+def attention_device(model: PreTrainedModel, layer: int) -> torch.device:
+    """Where a layer attends; layers are counted among those that may be compressed."""
+    return next(attention_modules(model)[layer].parameters()).device
+
+
 def output_weight(model: PreTrainedModel, layer: int) -> Tensor:
     """W_O of one layer as (num_attention_heads, value_head_dim, hidden_size), a view: head h adds ``o_h @ W_O[h]``.
 

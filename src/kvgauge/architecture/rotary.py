@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from kvgauge.architecture.facts import model_facts
 from kvgauge.architecture.rotations import layer_rotation
 
 
@@ -85,6 +86,20 @@ class Rotary:
             return cos, sin
         scaling = self._scaling.to(cos).repeat(2)
         return cos / scaling, sin / scaling
+
+
+def layer_rotaries(model: PreTrainedModel) -> list[Rotary]:
+    """The rotary embeddings of the layers that may be compressed, framed; layers that do the same share one.
+
+    Raises:
+        UserError: as `Rotary`.
+    """
+    found: list[Rotary] = []
+    for layer in range(model_facts(model).num_layers):
+        rotation = layer_rotation(model, layer)
+        same = next((index for index in range(layer) if layer_rotation(model, index).same_as(rotation)), None)
+        found.append(Rotary(model, layer, framed=True) if same is None else found[same])
+    return found
 
 
 def turn(states: Tensor, turning: tuple[Tensor, Tensor]) -> Tensor:

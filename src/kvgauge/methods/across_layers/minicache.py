@@ -7,15 +7,17 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedModel
 
 from kvgauge.architecture.facts import ModelFacts, model_facts
+from kvgauge.architecture.rotations import layer_rotation
 from kvgauge.contract.budget import allowed_nbytes, largest
 from kvgauge.contract.fitted import Fitted
 from kvgauge.contract.method import Method
 from kvgauge.contract.roles import Lossless
 from kvgauge.errors import UserError
+from kvgauge.layers.building import placed
 from kvgauge.layers.cache import KVCache, LayerCache
 from kvgauge.layers.exact import ExactLayer
 from kvgauge.methods.across_layers.merged_pair import MergedPair, MergeRule
-from kvgauge.methods.across_layers.uniform import check_uniform, layer_range
+from kvgauge.methods.across_layers.uniform import layer_range
 
 COLUMN_BYTES = 4  # the column of a retained token, int32
 
@@ -101,13 +103,14 @@ class MiniCache(Lossless, Method):
     def new_cache(
         self, model: PreTrainedModel, fitted: Fitted | None = None, *, context_length: int | None = None
     ) -> KVCache:
-        check_uniform(self.name, model)
         facts = model_facts(model)
+        facts.check(self.name, uneven=False)
         if facts.latent is not None:
             raise UserError(
                 f"{self.name} merges keys and values per head, and this model caches latents (MLA): "
                 f"use full, xkv or kqsvd"
             )
+        layer_rotation(model)  # a pair of layers that rotate differently shares no directions
         if self.budget is not None:
             self.retained(facts, facts.max_positions)  # refuses what cannot work before any work is done
         count = None if self.budget is None else lambda tokens: self.retained(facts, tokens)
@@ -115,4 +118,4 @@ class MiniCache(Lossless, Method):
         layers: list[LayerCache] = [ExactLayer() for _ in range(facts.num_layers)]
         for first in self.pairs(facts.num_layers):
             layers[first : first + 2] = MergedPair(rule).members
-        return KVCache(layers, context_length=context_length)
+        return placed(KVCache(layers, context_length=context_length), model)

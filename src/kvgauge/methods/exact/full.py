@@ -12,6 +12,7 @@ from kvgauge.contract.fitted import Fitted
 from kvgauge.contract.method import Method
 from kvgauge.contract.roles import Lossless, Projector
 from kvgauge.errors import UserError
+from kvgauge.layers.building import placed
 from kvgauge.layers.cache import KVCache
 from kvgauge.layers.exact import ExactLayer
 from kvgauge.layers.mla import ExactLatentLayer
@@ -53,7 +54,7 @@ class Full(Projector, Lossless, Method):
         facts = model_facts(model)
         kind = ExactLayer if facts.latent is None else ExactLatentLayer
         layers = [kind(self.reserve, dimension_major=self.one_pass) for _ in range(facts.num_layers)]
-        return KVCache(layers, context_length=context_length)
+        return placed(KVCache(layers, context_length=context_length), model)
 
     def stored_cache(
         self,
@@ -69,7 +70,8 @@ class Full(Projector, Lossless, Method):
         facts = model_facts(model)
         if facts.latent is not None:
             raise UserError(f"latents (MLA) of {self.name} have no quantised storage: leave the quantiser out")
-        return KVCache([StoredLayer(storage) for _ in range(facts.num_layers)], context_length=context_length)
+        layers = [StoredLayer(storage) for _ in range(facts.num_layers)]
+        return placed(KVCache(layers, context_length=context_length), model)
 
     def stored_nbytes(self, facts: ModelFacts, fitted: Fitted | None, storage: Storage, tokens: int) -> int:
         if facts.latent is not None:

@@ -11,12 +11,13 @@ from typing import ClassVar
 from transformers import PreTrainedModel
 
 from kvgauge.architecture.facts import ModelFacts, model_facts
-from kvgauge.architecture.rotary import Rotary
+from kvgauge.architecture.rotary import layer_rotaries
 from kvgauge.contract.budget import allowed_nbytes, largest
 from kvgauge.contract.fitted import Fitted
 from kvgauge.contract.method import Method, Needs, plain_label
 from kvgauge.contract.roles import Lossless, Merger
 from kvgauge.errors import UserError, unknown
+from kvgauge.layers.building import placed
 from kvgauge.layers.two_phase import TwoPhaseLayer
 from kvgauge.methods.merging.merge_pairs import PAIRS
 from kvgauge.methods.merging.merged import MergedLayer
@@ -123,10 +124,20 @@ class Streaming(Lossless, Merger, Method):
     def new_cache(
         self, model: PreTrainedModel, fitted: Fitted | None = None, *, context_length: int | None = None
     ) -> MergingCache:
-        facts, rotary = model_facts(model), Rotary(model)
+        facts = self._served(model)
         policy = self.policy(facts)
-        layers = [self.layer_type(policy, rotary) for _ in range(facts.num_layers)]
-        return self.cache_type(layers, context_length=context_length)
+        layers = [self.layer_type(policy, rotary) for rotary in layer_rotaries(model)]
+        return placed(self.cache_type(layers, context_length=context_length), model, turning=True)
+
+    def _served(self, model: PreTrainedModel) -> ModelFacts:
+        facts = model_facts(model)
+        facts.check(self.name)
+        if facts.latent is not None:
+            raise UserError(
+                f"{self.name} merges keys and values per head, and this model caches latents (MLA): "
+                f"use full, xkv or kqsvd"
+            )
+        return facts
 
     def frozen_cache(
         self,
@@ -136,10 +147,11 @@ class Streaming(Lossless, Merger, Method):
         *,
         context_length: int | None = None,
     ) -> MergingCache:
-        facts, rotary = model_facts(model), Rotary(model)
+        facts = self._served(model)
         policy = replace(self.policy(facts), entries=lambda tokens: sized(tokens).entries(tokens, facts))
-        layers = [self.layer_type(policy, rotary, partial(freeze, layer)) for layer in range(facts.num_layers)]
-        return self.cache_type(layers, context_length=context_length)
+        rotaries = enumerate(layer_rotaries(model))
+        layers = [self.layer_type(policy, rotary, partial(freeze, layer)) for layer, rotary in rotaries]
+        return placed(self.cache_type(layers, context_length=context_length), model, turning=True)
 
     def policy(self, facts: ModelFacts) -> MergePolicy:
         """What the layers of a cache go by."""

@@ -7,11 +7,12 @@ as ``Ṽ = V A_v`` and the weighted sum is expanded once, ``(p Ṽ) B_vᵀ``. Ke
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from kvgauge.architecture.head_frame import HeadFrame
 from kvgauge.attend.attention import OnePassSegment, Segment, segmented_attention
 from kvgauge.attend.mask import Mask
 from kvgauge.errors import UserError
@@ -41,6 +42,13 @@ class HeadProjections:
 
     def nbytes(self) -> int:
         return sum(tensor.numel() * tensor.element_size() for tensor in (self.A, self.B, self.A_v, self.B_v))
+
+    def framed(self, frame: HeadFrame) -> HeadProjections:
+        """The pairs for keys and queries that stand in `frame`: the same latents and scores."""
+        if frame.identity:
+            return self
+        A, B = frame.queries(self.A.mT).mT, frame.keys(self.B.mT).mT
+        return replace(self, A=A.contiguous(), B=B.contiguous())
 
 
 # Channels of latents differ in size and offset by far more than tokens do: a grid within a token suits none of

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kvgauge.architecture.facts import ModelFacts, model_facts
+from kvgauge.architecture.facts import ModelFacts, attention_device, model_facts
+from kvgauge.architecture.rotations import layer_rotation
 from kvgauge.calibration.allocation import LOSSES, check_allocation
 from kvgauge.contract.budget import allowed_nbytes
 from kvgauge.contract.fitted import Fitted
@@ -19,6 +20,7 @@ from kvgauge.contract.fitting import check_fitted, fit_metadata
 from kvgauge.contract.method import Method, Needs, plain_label
 from kvgauge.contract.roles import Lossless, Projector
 from kvgauge.errors import UserError
+from kvgauge.layers.building import placed
 from kvgauge.layers.cache import KVCache
 from kvgauge.layers.two_phase import TwoPhaseLayer
 from kvgauge.methods.per_head.factorization import Pair
@@ -138,6 +140,7 @@ class LowRankPerHead(Projector, Lossless, Method):
         moments.check(model)
         start = time.perf_counter()
         facts = model_facts(model)
+        facts.check(self.name, uneven=False)
         if facts.latent is None:
             keys, values = self.key_pair(moments), self.value_pair(moments, model)
         else:
@@ -247,6 +250,7 @@ class LowRankPerHead(Projector, Lossless, Method):
     ) -> KVCache:
         known = self._usable(model, fitted)
         facts = model_facts(model)
+        facts.check(self.name, uneven=False)
         if storage is not EXACT and (facts.latent is not None or self.compress_prefill):
             raise UserError(
                 f"latents (MLA) and compress_prefill of {self.name} have no quantised storage: leave the quantiser out"
@@ -254,7 +258,7 @@ class LowRankPerHead(Projector, Lossless, Method):
         if facts.latent is not None:
             chosen = sized(facts.max_positions)  # the rank of latents does not depend on the length of the context
             ranks = chosen.ranks(known, facts)
-            return KVCache(chosen._latent_layers(model, known, ranks), context_length=context_length)
+            return placed(KVCache(chosen._latent_layers(model, known, ranks), context_length=context_length), model)
         # refuses bad ranks before any work is done
         sized(facts.max_positions).ranks(known, facts)
         layer_type, cache_type = (
@@ -264,7 +268,7 @@ class LowRankPerHead(Projector, Lossless, Method):
             layer_type(self._pairs_of(model, known, sized, layer), self.sinks, self.window, storage)
             for layer in range(facts.num_layers)
         ]
-        return cache_type(layers, context_length=context_length)
+        return placed(cache_type(layers, context_length=context_length), model)
 
     def stored_nbytes(self, facts: ModelFacts, fitted: Fitted | None, storage: Storage, tokens: int) -> int:
         assert fitted is not None
@@ -281,8 +285,10 @@ class LowRankPerHead(Projector, Lossless, Method):
         return heads * (latents + 2 * facts.num_layers * storage.kept_nbytes(exact, head_dim, dtype))
 
     def entry_layer(self, model: PreTrainedModel, fitted: Fitted | None, storage: Storage, layer: int) -> TwoPhaseLayer:
-        known = self._usable(model, fitted)
-        return LatentLayer(self._pairs_of(model, known, lambda tokens: self, layer), self.sinks, self.window, storage)
+        known, frame = self._usable(model, fitted), layer_rotation(model, layer).frame
+        pairs = self._pairs_of(model, known, lambda tokens: self, layer)
+        # merged entries stand in the frame of their layer
+        return LatentLayer(lambda tokens: pairs(tokens).framed(frame), self.sinks, self.window, storage)
 
     def _usable(self, model: PreTrainedModel, fitted: Fitted | None) -> Fitted:
         known = check_fitted(self, model, fitted)
@@ -298,8 +304,8 @@ class LowRankPerHead(Projector, Lossless, Method):
         def projections(tokens: int) -> HeadProjections:
             rank_k, rank_v = sized(tokens).ranks(known, facts, tokens)[layer]
             pairs = known.truncated(layer, rank_k, rank_v)
-            weight = model.get_decoder().layers[layer].self_attn.o_proj.weight
-            return HeadProjections(*(tensor.to(weight.device, weight.dtype).contiguous() for tensor in pairs))
+            device = attention_device(model, layer)
+            return HeadProjections(*(tensor.to(device, model.dtype).contiguous() for tensor in pairs))
 
         return projections
 
@@ -308,7 +314,8 @@ class LowRankPerHead(Projector, Lossless, Method):
             raise UserError(f"{self.name} projects every latent (MLA): leave out sinks, window and compress_prefill")
         layers = []
         for layer, (rank, _) in enumerate(ranks):
-            weight = model.get_decoder().layers[layer].self_attn.o_proj.weight
-            A, B = (known.tensors[name][layer, 0, :, :rank].to(weight).contiguous() for name in ("A", "B"))
+            device = attention_device(model, layer)
+            pair = (known.tensors[name][layer, 0, :, :rank] for name in ("A", "B"))
+            A, B = (tensor.to(device, model.dtype).contiguous() for tensor in pair)
             layers.append(ProjectedLatentLayer(A, B))
         return layers

@@ -19,6 +19,7 @@ from kvgauge.contract.fitted import Fitted
 from kvgauge.contract.method import Method, Needs, plain_label
 from kvgauge.contract.roles import Quantizer
 from kvgauge.errors import UserError, unknown
+from kvgauge.layers.building import placed
 from kvgauge.layers.cache import KVCache
 from kvgauge.methods.transformers_quantized.layer import TransformersQuantizedLayer
 
@@ -156,6 +157,7 @@ class QuantizedCache(Quantizer, Method):
         self, model: PreTrainedModel, fitted: Fitted | None = None, *, context_length: int | None = None
     ) -> KVCache:
         facts = model_facts(model)
+        facts.check(self.name, uneven=False)
         if facts.latent is not None:
             raise UserError(
                 f"{self.name} stores keys and values per head, and this model caches latents (MLA): use xkv"
@@ -163,9 +165,8 @@ class QuantizedCache(Quantizer, Method):
         bits = self.chosen_bits(facts)
         new_layer = self.new_layer(bits, self.group(facts.head_dim, bits))
         self._try(new_layer, self.group(facts.head_dim, bits))
-        return KVCache(
-            [TransformersQuantizedLayer(new_layer) for _ in range(facts.num_layers)], context_length=context_length
-        )
+        layers = [TransformersQuantizedLayer(new_layer) for _ in range(facts.num_layers)]
+        return placed(KVCache(layers, context_length=context_length), model)
 
     def new_layer(self, bits: int, group: int) -> Callable[[], QuantizedLayer]:
         """What makes an empty layer of transformers; `group` numbers share a scale.
