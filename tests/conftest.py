@@ -19,11 +19,25 @@ import kvgauge
 from kvgauge.contract.fitted import Fitted
 from kvgauge.contract.fitting import learns
 from kvgauge.contract.method import Method
+from kvgauge.models.attaching import attach
+from kvgauge.models.zoo import zoo_model
 
 
 @cache
 def _model(name: str) -> PreTrainedModel:
     return kvgauge.load_model(name)[0]
+
+
+@cache
+def _zoo(name: str) -> PreTrainedModel:
+    return zoo_model(name)
+
+
+@cache
+def _attached(name: str) -> PreTrainedModel:
+    model = zoo_model(name)
+    attach(model)
+    return model
 
 
 @cache
@@ -40,6 +54,18 @@ def random_tokens(batch: int, tokens: int, seed: int = 0) -> torch.Tensor:
 def tiny() -> Callable[[str], PreTrainedModel]:
     """A tiny model by name, e.g. ``tiny("tiny/llama")``; do not change its weights."""
     return _model
+
+
+@pytest.fixture(scope="session")
+def zoo() -> Callable[[str], PreTrainedModel]:
+    """A model of `kvgauge.models.zoo.ARCHITECTURES` as transformers runs it; do not change its weights."""
+    return _zoo
+
+
+@pytest.fixture(scope="session")
+def attached() -> Callable[[str], PreTrainedModel]:
+    """The same with kvgauge's attention."""
+    return _attached
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from kvgauge.attend import attention
-from kvgauge.attend.attention import exact_attention, segmented_attention
+from kvgauge.attend.attention import ExactSegment, exact_attention, segmented_attention
 from kvgauge.attend.mask import CAUSAL, Counts, Mask, causal_mask
-from kvgauge.layers.exact import ExactSegment
 
 
 def states(heads: int, tokens: int, seed: int, dimension: int = 8) -> Tensor:

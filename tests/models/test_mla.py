@@ -50,7 +50,7 @@ def of_transformers(model):
     """The same weights in transformers' own modules and attention, untouched by this package."""
     own = copy.deepcopy(model)
     for module in attention_modules(own):
-        module.__class__ = type(module).__mro__[1]
+        module.__class__ = type(module).__bases__[-1]
     own.set_attn_implementation("eager")
     return own
 

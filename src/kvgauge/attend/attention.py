@@ -4,11 +4,15 @@ Attention modules call ``past_key_values.update(key, value, layer_idx)`` and han
 attention function registered under a name. A cache layer of ours returns an `Attendable` in the place of the keys;
 `attention_forward` then asks it for the output. Tensors fall through to scaled dot product attention, so a model with
 this function set behaves as before with every other cache.
+
+Modules pass on more than queries and keys: capped scores and sink logits are computed (`Scaling`), windows and chunks
+come in the mask, and what is neither computed here nor known to change nothing is refused by its name.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Set
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -16,11 +20,17 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.utils import TransformersKwargs
 
+from kvgauge.architecture.scaling import Scaling
 from kvgauge.attend.mask import Mask
+from kvgauge.errors import UserError
 from kvgauge.kernels.cpu.decode_attention import decode_attention
 
 NAME = "kvgauge"
+
+NEUTRAL = frozenset(TransformersKwargs.__annotations__) | {"softcap", "s_aux", "sliding_window", "use_cache"}
+"""What modules hand on that is computed here, comes in the mask, or is for others."""
 
 # Scores of one block of queries may take this many bytes: long prompts attend block by block. A few such blocks live at
 # a time, and they stay in a processor's last-level cache.
@@ -37,12 +47,21 @@ class Attendable(Protocol):
         Args:
             query: (batch, num_attention_heads, queries, head_dim), post-RoPE.
             mask: which of the tokens (logical length) each query sees.
-            scaling: factor on the scores, 1/√head_dim as a rule.
+            scaling: factor on the scores, 1/√head_dim as a rule; a `Scaling` where there is more to them.
             position_ids: (batch, queries) or (1, queries), or None where the model does not pass them on.
 
         Returns:
             (batch, queries, num_attention_heads, head_dim).
         """
+        ...
+
+
+@runtime_checkable
+class ServesModules(Protocol):
+    """An `Attendable` that several attention modules ask."""
+
+    def for_module(self, module: nn.Module) -> Attendable:
+        """What attends for one of them."""
         ...
 
 
@@ -62,6 +81,25 @@ class Segment(Protocol):
     def mix(self, weights: Tensor) -> Tensor:
         """Weighted sums of the values (batch, num_key_value_heads, rows, head_dim) for weights (…, rows, entries)."""
         ...
+
+
+class ExactSegment:
+    """Exact keys and values (batch, num_key_value_heads, tokens, head_dim) as a segment of attention."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = keys, values
+        self.num_key_value_heads = keys.shape[1]
+
+    def __len__(self) -> int:
+        return self.keys.shape[2]
+
+    def scores(self, query: Tensor) -> Tensor:
+        """See `Segment`."""
+        return query @ self.keys.transpose(-1, -2)
+
+    def mix(self, weights: Tensor) -> Tensor:
+        """See `Segment`."""
+        return weights @ self.values
 
 
 class OnePassSegment(ABC):
@@ -88,14 +126,38 @@ def attention_forward(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The function that transformers calls in every attention module (see the module docstring)."""
-    if isinstance(key, Tensor):
+    """The function that transformers calls in every attention module (see the module docstring).
+
+    Raises:
+        UserError: the module asks for something that is not computed.
+    """
+    factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+    full = Scaling(factor, kwargs.get("softcap"), kwargs.get("s_aux"))
+    tensors = isinstance(key, Tensor)
+    _check(module, kwargs, NEUTRAL | {"position_bias"} if tensors and full.plain else NEUTRAL)
+    if isinstance(key, Tensor) and full.plain:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output = key.attend(query, mask=Mask.of(attention_mask), scaling=scale, position_ids=kwargs.get("position_ids"))
-    return output.contiguous(), None
+    if dropout:
+        raise UserError(f"{type(module).__name__} drops attention weights: call model.eval() first")
+    if isinstance(key, Tensor):
+        return exact_attention(query, key, value, Mask.of(attention_mask), full).contiguous(), None
+    attending = key.for_module(module) if isinstance(key, ServesModules) else key
+    passed: float = factor if full.plain else full
+    mask, positions = Mask.of(attention_mask), kwargs.get("position_ids")
+    return attending.attend(query, mask=mask, scaling=passed, position_ids=positions).contiguous(), None
+
+
+def _check(module: nn.Module, kwargs: dict[str, Any], known: Set[str]) -> None:
+    asked = [name for name, value in kwargs.items() if value is not None and name not in known]
+    if kwargs.get("is_causal") is False:
+        asked.append("is_causal=False")
+    if asked:
+        raise UserError(
+            f"{type(module).__name__} asks attention for {', '.join(asked)}, which caches of kvgauge do not compute: "
+            f"this model cannot be measured"
+        )
 
 
 def install(model: PreTrainedModel) -> None:
@@ -110,6 +172,8 @@ def exact_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Mask, sca
 
     A plain causal mask is aligned at the last token.
     """
+    if not Scaling.of(scaling).plain:
+        return segmented_attention(query, [ExactSegment(keys, values)], mask, scaling)
     queries, tokens, gqa = query.shape[2], keys.shape[2], query.shape[1] != keys.shape[1]
     if queries == 1 and not mask.by_head:
         return _one_query(query, keys, values, mask, scaling)
@@ -142,7 +206,7 @@ def segmented_attention(query: Tensor, segments: list[Segment], mask: Mask, scal
         query: (batch, num_attention_heads, queries, head_dim).
         segments: in logical order; their entries together are those of the mask.
         mask: the same for all heads.
-        scaling: factor on the scores.
+        scaling: factor on the scores, or `Scaling`.
 
     Returns:
         (batch, queries, num_attention_heads, head_dim).
@@ -172,6 +236,9 @@ def _attend_one(
     """One query per head: every segment attends on its own, and their normalisers join them. None where none can."""
     if not (mask.hides_only and any(isinstance(segment, OnePassSegment) for segment in segments)):
         return None
+    full = Scaling.of(scaling)
+    if full.softcap is not None:
+        return None
     batch, heads, _, head_dim = query.shape
     kv_heads = segments[0].num_key_value_heads
     grouped = query.reshape(batch, kv_heads, heads // kv_heads, head_dim)
@@ -184,10 +251,14 @@ def _attend_one(
         else:
             part = _attend_alone(segment, grouped, scaling, own)
         parts.append(part)
-    output, _ = parts[0]
+    output, total = parts[0]
     if len(parts) > 1:
-        shares = torch.softmax(torch.stack([lse for _, lse in parts]), dim=0).to(query.dtype)
+        normalisers = torch.stack([lse for _, lse in parts])
+        total = normalisers.logsumexp(dim=0)
+        shares = torch.softmax(normalisers, dim=0).to(query.dtype)
         output = sum(part * share[..., None] for (part, _), share in zip(parts, shares, strict=True))
+    left = full.share(total)
+    output = output if left is None else output * left[..., None].to(output.dtype)
     return output.reshape(batch, 1, heads, -1)
 
 
@@ -205,8 +276,13 @@ def _attend_block(query: Tensor, segments: list[Segment], entries: list[int], ma
     grouped = query.reshape(batch, kv_heads, heads // kv_heads * queries, head_dim) * scaling
     parts = [segment.scores(grouped) for segment in segments]
     scores = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+    full = Scaling.of(scaling)
+    scores = full.capped(scores)
     mask.apply_(scores.view(batch, heads, queries, -1))
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32 if scores.dtype.itemsize < 4 else None).to(query.dtype)
+    exact = torch.promote_types(scores.dtype, torch.float32)
+    weights = torch.softmax(scores, dim=-1, dtype=exact)
+    left = None if full.sinks is None else full.share(scores.to(exact).logsumexp(dim=-1))
+    weights = (weights if left is None else weights * left[..., None]).to(query.dtype)
     mixed = [segment.mix(share) for segment, share in zip(segments, weights.split(entries, dim=-1), strict=True)]
     output = sum(mixed[1:], start=mixed[0])
     return output.view(batch, heads, queries, -1).transpose(1, 2)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kvgauge.architecture.scaling import Scaling
 from kvgauge.attend.attention import exact_attention
 from kvgauge.attend.cardinalities import HIDDEN, log_cardinalities
 from kvgauge.attend.mask import Mask
@@ -33,7 +34,7 @@ def cardinality_attention(
             last `queries` entries are the queries' own tokens.
         keys, values: (batch, num_key_value_heads, entries, head_dim); values are means.
         cardinalities: (batch, entries), or None where all are 1.
-        scaling: factor on the scores.
+        scaling: factor on the scores, or `Scaling`.
 
     Returns:
         (batch, queries, num_attention_heads, head_dim).
@@ -67,7 +68,8 @@ def counted_attention(
     batch, heads, queries, head_dim = query.shape
     kv_heads, entries = keys.shape[1:3]
     groups, past = heads // kv_heads, entries - queries
-    if queries == 1 and valid is None:
+    full = Scaling.of(scaling)
+    if queries == 1 and valid is None and full.plain:
         grouped = query.reshape(batch, kv_heads, groups, head_dim)
         counted = counted_decode_attention(grouped, keys, values, scaling, cardinalities)
         if counted is not None:
@@ -84,7 +86,8 @@ def counted_attention(
         seen, rows = past + last, last - first
         part = query[:, :, first:last].reshape(batch, kv_heads, groups * rows, head_dim) * scaling
         weights = _weights(
-            part @ keys_of_dims[..., :seen],
+            full.capped(part @ keys_of_dims[..., :seen]),
+            full,
             sums[..., :seen],
             None if bias is None else bias[:, :seen],
             None if counts is None else counts[:, first:last],
@@ -95,9 +98,11 @@ def counted_attention(
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), sums
 
 
-def _weights(scores: Tensor, sums: Tensor, bias: Tensor | None, counts: Tensor | None, queries: int) -> Tensor:
-    """The softmax of a block, whose column sums are added to `sums`; arguments as in `counting_softmax`."""
-    if counting_softmax(scores, sums, bias, counts, queries):
+def _weights(
+    scores: Tensor, scaling: Scaling, sums: Tensor, bias: Tensor | None, counts: Tensor | None, queries: int
+) -> Tensor:
+    """The softmax of a block, whose column sums are added to `sums`; other arguments as in `counting_softmax`."""
+    if scaling.sinks is None and counting_softmax(scores, sums, bias, counts, queries):
         return scores
     batch, kv_heads, rows, seen = scores.shape
     scores = scores.to(sums.dtype).view(batch, kv_heads, rows // queries, queries, seen)
@@ -107,6 +112,8 @@ def _weights(scores: Tensor, sums: Tensor, bias: Tensor | None, counts: Tensor |
         later = torch.ones(queries, queries, dtype=torch.bool, device=scores.device).triu(1)
         scores[..., seen - queries :].masked_fill_(later, HIDDEN)
     weights = torch.softmax(scores, dim=-1).view(batch, kv_heads, rows, seen)
+    left = scaling.share(scores.logsumexp(dim=-1).flatten(2)) if scaling.sinks is not None else None
+    weights = weights if left is None else weights * left[..., None]
     each = weights.new_ones(1, 1, 1, rows) if counts is None else counts.repeat(1, rows // queries)[:, None, None]
     sums += (each @ weights.detach()).squeeze(2)
     return weights

@@ -44,9 +44,12 @@ def adopt(cache: KVCache, source: KVCache) -> None:
         )
     if source.compressed or cache.get_seq_length():
         raise UserError("adopt takes an uncompressed source into an empty cache")
-    for mine, theirs in zip(cache.layers, source.layers, strict=True):
-        mine.share(*theirs.dense())
+    for index, mine in enumerate(cache.own):
+        keys, values = source.dense(index)
+        mine.share(cache.framed(index, keys), values)
+    cache.take_others(source)
     cache.valid, cache.positions = source.valid, source.positions
     if cache.inputs is not None and source.inputs is not None:
         cache.inputs.share(source.inputs)
-    cache.check_batch(source.layers[0].dense()[0].shape[0])
+    if source.own:
+        cache.check_batch(source.own[0].dense()[0].shape[0])

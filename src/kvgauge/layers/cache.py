@@ -6,6 +6,9 @@ and have nothing left to do there.
 
 Two lengths are kept apart. The logical length counts tokens (positions): `get_seq_length`, masks and `generate` see it.
 The physical length counts stored entries: merged and evicted caches hold fewer.
+
+A model may have layers that nothing is to be compressed in (`kvgauge.layers.others`). The cache holds them where
+transformers looks for them, in `KVCache.layers`; all else speaks of the layers in `KVCache.own`, and counts those.
 """
 
 from __future__ import annotations
@@ -14,16 +17,20 @@ import time
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
+from kvgauge.architecture.head_frame import HeadFrame
 from kvgauge.attend.mask import Mask
 from kvgauge.errors import UserError
+from kvgauge.layers import others
 from kvgauge.layers.adoption import Prefill, adopt
+from kvgauge.layers.reading import Reading
 from kvgauge.store.rows import RowBuffer
 
 if TYPE_CHECKING:
@@ -54,6 +61,17 @@ class LayerCache(CacheLayerMixin):
     @abstractmethod
     def attend(self, query: Tensor, *, mask: Mask, scaling: float, position_ids: Tensor | None) -> Tensor:
         """See `kvgauge.attend.attention.Attendable`."""
+
+    def attend_again(self, query: Tensor, mask: Mask, scaling: float) -> Tensor:
+        """The same for the queries of another layer of the model, which reads this one's cache; after `attend`.
+
+        Raises:
+            UserError: the layer cannot serve two.
+        """
+        raise UserError(
+            f"{type(self).__name__} serves one attention layer, and several share a cache in this model: "
+            f"use a method that compresses once, after the context"
+        )
 
     @abstractmethod
     def compress(self) -> None:
@@ -155,15 +173,35 @@ class LayerCache(CacheLayerMixin):
         self.compressed, self.logical_length, self.is_initialized = False, 0, False
 
 
+@dataclass(frozen=True)
+class Placement:
+    """Where a cache's layers stand in a model.
+
+    Attributes:
+        own: for each of them, the index of its layer in transformers' caches.
+        frames: for each, the frame in which it takes keys and queries; None: as the model makes them.
+        readers: for each, the attention layers that read its cache as well.
+        others: makes the empty layers of all other places; at those of `own`, a state that the layer has beside its
+            keys and values, or None.
+    """
+
+    own: tuple[int, ...]
+    frames: tuple[HeadFrame | None, ...]
+    readers: tuple[frozenset[int], ...]
+    others: Callable[[], list[Any]]
+
+
 class KVCache(Cache):
     """A compressible cache of a whole model.
 
     Args:
-        layers: one `LayerCache` per decoder layer.
+        layers: one `LayerCache` per layer of the model that may be compressed.
         context_length: compress by itself as soon as this many tokens are cached, at the end of the forward pass that
             reaches it: for ``generate`` and for other people's loops. None waits for `compress`.
 
     Attributes:
+        own: the layers given; every index of a layer counts these, where transformers does not ask.
+        layers: of the whole model, as transformers counts them; the same until `place`.
         prefill: what it needs of the prefill that fills it.
     """
 
@@ -171,6 +209,10 @@ class KVCache(Cache):
 
     def __init__(self, layers: Sequence[LayerCache], *, context_length: int | None = None) -> None:
         super().__init__(layers=list(layers))
+        self.own: list[Any] = list(layers)
+        self.placement: Placement | None = None
+        self.states: Cache | None = None  # every layer that is not ours, and states beside ours
+        self._readers: set[int] = set()  # that have yet to attend in this pass
         self.context_length = context_length
         self.valid: Tensor | None = None  # (batch, tokens): False on padding; None while nothing is padded
         self.positions: Tensor | None = None  # (batch or 1, tokens): the positions that the model used
@@ -180,11 +222,55 @@ class KVCache(Cache):
         for index, layer in enumerate(layers):
             layer.cache, layer.index = self, index
 
+    def place(self, placement: Placement) -> None:
+        """Stand among the layers that transformers itself keeps of a model."""
+        self.placement = placement
+        self._fill_places()
+
+    def _fill_places(self) -> None:
+        assert self.placement is not None
+        self.states = Cache(layers=self.placement.others())
+        self.layers = list(self.states.layers)
+        for index, layer in zip(self.placement.own, self.own, strict=True):
+            self.layers[index] = layer
+
+    def take_others(self, source: KVCache) -> None:
+        """Go on from the tokens that the layers left to transformers have read in another cache of the same model."""
+        if self.placement is not None and source.states is not None:
+            held = [None if layer is None else others.copied(layer) for layer in source.states.layers]
+            self.states = Cache(layers=held)
+            self.layers = [layer if isinstance(layer, LayerCache) else held[at] for at, layer in enumerate(self.layers)]
+
+    def framed(self, index: int, keys: Tensor) -> Tensor:
+        """Keys of the model as the layer `index` takes them."""
+        frame = None if self.placement is None else self.placement.frames[index]
+        return keys if frame is None else frame.keys(keys)
+
+    def others(self) -> list[Any]:
+        """The layers and states that are left to transformers."""
+        return [] if self.states is None else [layer for layer in self.states.layers if layer is not None]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
+    ) -> tuple[Any, Any]:
+        """See `transformers.Cache.update`; layers of ours hand back what attends, in the place of the keys."""
+        layer, placement = self.layers[layer_idx], self.placement
+        if placement is None or not isinstance(layer, LayerCache):
+            keys, values = layer.update(key_states, value_states, *args, **kwargs)
+            return keys, values
+        frame, readers = placement.frames[layer.index], placement.readers[layer.index]
+        layer.update(key_states if frame is None else frame.keys(key_states), value_states, *args, **kwargs)
+        if frame is None and not readers:
+            return layer, layer
+        self._readers |= readers
+        reading = Reading(layer, layer_idx, frame)
+        return reading, reading
+
     # -- compression ---------------------------------------------------------------------------------------------
 
     @property
     def compressed(self) -> bool:
-        return all(layer.compressed for layer in self.layers)
+        return all(layer.compressed for layer in self.own) if self.own else self.compressed_tokens > 0
 
     @torch.no_grad()
     def compress(self) -> None:
@@ -196,6 +282,8 @@ class KVCache(Cache):
             return
         self.compressed_tokens = self.get_seq_length()
         start = time.perf_counter()
+        for layer in self.others():
+            others.trim(layer)
         self.compress_layers()
         self.compress_seconds = time.perf_counter() - start
 
@@ -222,7 +310,7 @@ class KVCache(Cache):
 
     def compress_layers(self) -> None:
         """Compress layer by layer; caches that join layers replace this."""
-        for layer in self.layers:
+        for layer in self.own:
             layer.compress()
 
     def adopt(self, source: KVCache) -> None:
@@ -251,7 +339,7 @@ class KVCache(Cache):
         """
         if not self.fillable:
             raise UserError(f"{type(self).__name__} needs more of a prefill than keys and values: run the model")
-        for layer in self.layers:
+        for layer in self.own:
             layer.fill(keys, values)
         self.positions = torch.arange(keys.shape[2], device=keys.device)[None]
 
@@ -285,23 +373,35 @@ class KVCache(Cache):
         self.check_batch(batch)
 
     def layer_done(self, index: int) -> None:
-        """Called by a layer after it attended; the last layer ends a forward pass."""
-        waiting = self.context_length is not None and not self.compressed
-        if waiting and index == len(self.layers) - 1 and self.get_seq_length() >= self.context_length:
+        """Called by a layer after it attended; the last layer ends a forward pass, or the last to read its cache."""
+        if index == len(self.own) - 1 and not self._readers:
+            self._pass_done()
+
+    def reader_done(self, place: int) -> None:
+        """Called after the attention layer at `place` of the model attended to the cache of another one."""
+        self._readers.discard(place)
+        if not self._readers:
+            self._pass_done()
+
+    def _pass_done(self) -> None:
+        if self.context_length is not None and not self.compressed and self.get_seq_length() >= self.context_length:
             self.compress()
 
     def reversible_tokens(self) -> int:
         """See `LayerCache.reversible_tokens`; what every layer of the compressed cache can."""
-        return min(layer.reversible_tokens() for layer in self.layers) if self.compressed else 0
+        limits = [others.reversible_tokens(layer) for layer in self.others()]
+        limits += [layer.reversible_tokens() for layer in self.own]
+        return min(limit for limit in limits if limit is not None) if self.compressed else 0
 
     # -- measures ------------------------------------------------------------------------------------------------
 
     def nbytes_by_part(self) -> dict[str, int]:
         """Live bytes of all sequences and layers, by what they are for; projections are `fixed_nbytes`."""
         total: Counter[str] = Counter()
-        for layer in self.layers:
+        for layer in self.own:
             total.update(layer.nbytes_by_part())
-        return dict(total)
+        left = sum(map(others.nbytes, self.others()))
+        return dict(total) | ({"others": left} if left else {})
 
     def nbytes(self) -> int:
         """Live bytes of all sequences and layers."""
@@ -309,7 +409,7 @@ class KVCache(Cache):
 
     def fixed_nbytes(self) -> int:
         """Bytes that serve every sequence alike, such as projections."""
-        return sum(layer.fixed_nbytes() for layer in self.layers)
+        return sum(layer.fixed_nbytes() for layer in self.own)
 
     def remarks(self) -> dict[str, list[int]]:
         """What a method counted while it compressed, one number per layer, by name."""
@@ -317,7 +417,7 @@ class KVCache(Cache):
 
     def physical_length(self, layer_idx: int = 0) -> int:
         """Stored entries of a layer."""
-        return int(self.layers[layer_idx].physical_length)
+        return int(self.own[layer_idx].physical_length)
 
     def dense(self, layer_idx: int) -> tuple[Tensor, Tensor]:
         """(keys, values) of a layer as the model would have seen them; for measuring only.
@@ -325,8 +425,9 @@ class KVCache(Cache):
         Raises:
             UserError: entries no longer stand for single tokens (merged and evicted caches).
         """
-        keys, values = self.layers[layer_idx].dense()
-        return keys, values
+        keys, values = self.own[layer_idx].dense()
+        frame = None if self.placement is None else self.placement.frames[layer_idx]
+        return keys if frame is None else frame.model_keys(keys), values
 
     # -- batches -------------------------------------------------------------------------------------------------
 
@@ -337,24 +438,77 @@ class KVCache(Cache):
             self.positions = select(self.positions)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        super().reorder_cache(beam_idx)
+        for layer in self.own:
+            layer.reorder_cache(beam_idx)
+        self._select_others(beam_idx)
         self._map_records(lambda rows: rows.index_select(0, beam_idx.to(rows.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        super().batch_repeat_interleave(repeats)
+        for layer in self.own:
+            layer.batch_repeat_interleave(repeats)
+        for layer in self.others():
+            batch = next((tensor.shape[0] for tensor in others.tensors(layer)), 0)
+            others.select(layer, torch.arange(batch).repeat_interleave(repeats))
         self._map_records(lambda rows: rows.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        super().batch_select_indices(indices)
+        for layer in self.own:
+            layer.batch_select_indices(indices)
+        self._select_others(indices)
         self._map_records(lambda rows: rows[indices])
 
+    def _select_others(self, rows: Tensor) -> None:
+        rows = rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows
+        for layer in self.others():
+            others.select(layer, rows)
+
     def crop(self, tokens_to_remove: int) -> None:
-        super().crop(tokens_to_remove)
+        left = self.others() if tokens_to_remove else []
+        for layer in left:
+            others.check_crop(layer)
+        for layer in (*self.own, *left):
+            layer.crop(tokens_to_remove)
         total = self.get_seq_length()
         self.valid = None if self.valid is None else self.valid[:, :total]
         self.positions = None if self.positions is None else self.positions[:, :total]
 
     def reset(self) -> None:
-        super().reset()
+        for layer in self.own:
+            layer.reset()
+        if self.placement is not None:
+            self._fill_places()
         self.valid = self.positions = None
+        self._readers.clear()
         self.compressed_tokens = 0
+
+    # -- states of linear attention, beside layers of ours or in transformers' own -------------------------------
+
+    def _stateful(self) -> Cache:
+        return Cache(layers=self.own) if self.states is None else self.states
+
+    def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
+        state: Tensor | None = self._stateful().get_conv_state(layer_idx, state_idx)
+        return state
+
+    def update_conv_state(self, conv_states: Tensor, layer_idx: int, state_idx: int = 0, **kwargs: object) -> Tensor:
+        updated: Tensor = self._stateful().update_conv_state(conv_states, layer_idx, state_idx, **kwargs)
+        return updated
+
+    def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
+        state: Tensor | None = self._stateful().get_recurrent_state(layer_idx, state_idx)
+        return state
+
+    def update_recurrent_state(
+        self, recurrent_states: Tensor, layer_idx: int, state_idx: int = 0, **kwargs: object
+    ) -> Tensor:
+        updated: Tensor = self._stateful().update_recurrent_state(recurrent_states, layer_idx, state_idx, **kwargs)
+        return updated
+
+    def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
+        return bool(self._stateful().has_previous_state(layer_idx, state_idx))
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens that were read; of every layer, whatever it holds of them."""
+        if layer_idx == 0 and self.own:
+            return int(self.own[0].get_seq_length())
+        return int(super().get_seq_length(layer_idx))

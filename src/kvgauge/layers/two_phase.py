@@ -87,6 +87,10 @@ class TwoPhaseLayer(LayerCache):
         self.cache.layer_done(self.index)
         return output
 
+    def attend_again(self, query: Tensor, mask: Mask, scaling: float) -> Tensor:
+        """See `LayerCache.attend_again`."""
+        return (self.attend_compressed if self.compressed else self.attend_exact)(query, mask, scaling)
+
     def attend_exact(self, query: Tensor, mask: Mask, scaling: float) -> Tensor:
         """The attention output before compression; arguments and result as in `Attendable.attend`."""
         return exact_attention(query, self.exact_keys.view(), self.exact_values.view(), mask, scaling)

@@ -12,12 +12,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from kvgauge.attend.attention import Segment, exact_attention, segmented_attention
+from kvgauge.attend.attention import ExactSegment, Segment, exact_attention, segmented_attention
 from kvgauge.attend.mask import CAUSAL, Mask
 from kvgauge.errors import UserError
 from kvgauge.layers.adoption import Prefill
 from kvgauge.layers.cache import KVCache
-from kvgauge.layers.exact import ExactSegment
 from kvgauge.methods.per_head.latents import HeadProjections, LatentLayer
 
 
