@@ -81,7 +81,7 @@ def row(name: str, model: PreTrainedModel, ids: Tensor, budget: float) -> dict[s
 
 def _share(cache: PressedCache, model: PreTrainedModel, tokens: int) -> float:
     cache.crop(-1)  # the token behind the context, and the room that was made for it
-    for layer in cache.layers:
+    for layer in cache.own:
         for buffer in layer.buffers():
             buffer.trim()
     return cache.nbytes() / full_nbytes(model, tokens)

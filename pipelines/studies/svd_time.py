@@ -21,8 +21,7 @@ from transformers import PreTrainedModel
 
 from kvgauge import configuration
 from kvgauge.architecture.facts import model_facts
-from kvgauge.architecture.frequencies import rotary_frequencies
-from kvgauge.architecture.planes import PlaneRotation
+from kvgauge.architecture.frequencies import layer_plane_rotations
 from kvgauge.corpora.corpus import load_corpus
 from kvgauge.evaluation.decoding import prefill
 from kvgauge.methods.across_layers.group import CrossLayerGroup, CrossLayerSettings
@@ -53,11 +52,12 @@ def matrices(model: PreTrainedModel, ids: Tensor, method: XKV) -> Iterator[tuple
     cache = build_method("full").new_cache(model)
     prefill(model, ids, cache)
     ranks = method.ranks(facts, ids.shape[1])
-    settings = CrossLayerSettings(PlaneRotation(rotary_frequencies(model)))
+    rotations = layer_plane_rotations(model)
     for layers, (rank_k, rank_v) in zip(method.groups(facts.num_layers), ranks, strict=True):
-        group = CrossLayerGroup(len(layers), lambda tokens: (1, 1), settings)
+        turned = [rotations[layer] for layer in layers]
+        group = CrossLayerGroup(len(layers), lambda tokens: (1, 1), CrossLayerSettings(), rotations=turned)
         keys, values = zip(*(cache.dense(layer) for layer in layers), strict=True)
-        yield torch.cat([group.key_rows(part)[0] for part in keys], dim=-1), rank_k
+        yield torch.cat([group.key_rows(member, part)[0] for member, part in enumerate(keys)], dim=-1), rank_k
         yield torch.cat([group.value_rows(part)[0] for part in values], dim=-1), rank_v
 
 

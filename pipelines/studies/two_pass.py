@@ -94,7 +94,7 @@ class TwoPassCache(MergingCache):
         """See `KVCache.drive`."""
         assert mask is None
         logits = None
-        for part in ids.split(self.layers[0].policy.window, dim=1):
+        for part in ids.split(self.own[0].policy.window, dim=1):
             if self.get_seq_length():
                 self._probe(model, part)
             logits = model(input_ids=part, past_key_values=self, use_cache=True, logits_to_keep=1).logits[:, -1]
@@ -103,11 +103,11 @@ class TwoPassCache(MergingCache):
 
     def _probe(self, model: PreTrainedModel, part: Tensor) -> None:
         positions = self.positions
-        for layer in self.layers:
+        for layer in self.own:
             layer.entries.probing = True
         model(input_ids=part, past_key_values=self, use_cache=True, logits_to_keep=1)
         self.positions = positions
-        for layer in self.layers:
+        for layer in self.own:
             layer.entries.probing = False
             layer.logical_length -= part.shape[1]
             layer.entries.merge_past(part.shape[1])

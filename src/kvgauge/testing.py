@@ -151,7 +151,7 @@ def live_nbytes(cache: KVCache) -> int:
     """Bytes of all tensor storages that the cache's layers hold, found without asking the cache."""
     seen: set[int] = set()
     storages: dict[int, int] = {}
-    pending: list[object] = [vars(layer) for layer in cache.layers]
+    pending: list[object] = [vars(layer) for layer in (*cache.own, *cache.others())]
     while pending:
         item = pending.pop()
         if id(item) in seen:

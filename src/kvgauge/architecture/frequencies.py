@@ -7,8 +7,23 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvgauge.architecture.facts import model_facts
+from kvgauge.architecture.planes import PlaneRotation
 from kvgauge.architecture.rotations import layer_rotation
 from kvgauge.errors import UserError
+
+
+def layer_plane_rotations(model: PreTrainedModel) -> list[PlaneRotation]:
+    """The rotations of the layers that may be compressed, in their `HeadFrame`; layers that rotate alike share one.
+
+    Raises:
+        UserError: as `rotary_frequencies`.
+    """
+    made: list[PlaneRotation] = []
+    for layer in range(model_facts(model).num_layers):
+        theta = rotary_frequencies(model, layer)
+        same = next((one for one in made if torch.equal(one.frequencies, theta.double())), None)
+        made.append(PlaneRotation(theta) if same is None else same)
+    return made
 
 
 def rotary_frequencies(model: PreTrainedModel, layer: int | None = None) -> Tensor:

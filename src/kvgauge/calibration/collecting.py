@@ -10,6 +10,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from kvgauge.architecture.facts import check_length, model_facts
+from kvgauge.architecture.modules import decoder
 from kvgauge.architecture.rotary import Rotary
 from kvgauge.calibration.moments import NAMES, Moments, first_sequences
 from kvgauge.errors import UserError
@@ -27,6 +28,8 @@ def collect(
 ) -> Moments:
     """Second moments of K, Q and V per layer and kv-head, pre- and post-RoPE, in float64.
 
+    Of a model whose rotation cannot be undone there are none before it.
+
     Models with multi-head latent attention give the moments of their latents, which are keys and values at once, and of
     the queries with W_UK absorbed.
 
@@ -42,9 +45,10 @@ def collect(
         UserError: no tokens at all, a sequence longer than the model's positions, or activations that are not finite.
     """
     facts = model_facts(model)
+    facts.check("calibration", uneven=False)
     shape = (facts.num_layers, facts.num_key_value_heads, facts.head_dim, facts.head_dim)
     sums = {name: torch.zeros(shape, dtype=torch.float64, device=model.device) for name in NAMES}
-    rotary = None if facts.latent is not None else Rotary(model)  # MLA's latents carry no rotation
+    rotaries = _rotaries(model)
     tokens = longest = 0
     sequences: tuple[Tensor, ...] = ()
 
@@ -56,26 +60,31 @@ def collect(
             "k_post": seen.keys,
             "q_post": seen.queries,
             "v": seen.values,
-            "k_pre": seen.keys if rotary is None else rotary.unrotate(seen.keys, positions),
-            "q_pre": seen.queries if rotary is None else rotary.unrotate(seen.queries, positions),
         }
+        rotary = None if rotaries is None else rotaries[seen.layer]
+        if facts.latent is not None:  # latents carry no rotation
+            states |= {"k_pre": seen.keys, "q_pre": seen.queries}
+        elif rotary is not None:
+            states["k_pre"] = rotary.unrotate(seen.keys, positions)
+            states["q_pre"] = rotary.unrotate(seen.queries, positions, queries=True)
         for name, rows in states.items():
             sums[name][seen.layer].add_(second_moment(rows, facts.num_key_value_heads).to(sums[name].device))
 
-    cache = observing_cache(facts.num_layers, observe, latents=facts.latent is not None)
     for batch in tqdm(token_batches, desc="collect", unit="batch", disable=not progress):
         ids = batch.unsqueeze(0) if batch.ndim == 1 else batch
         check_length(model, ids.shape[1], "a calibration sequence")
         # The decoder alone: logits over the vocabulary are not needed.
-        model.get_decoder()(input_ids=ids.to(model.device), past_key_values=cache, use_cache=True)
+        decoder(model)(input_ids=ids.to(model.device), past_key_values=observing_cache(model, observe), use_cache=True)
         tokens += ids.numel()
         longest = max(longest, ids.shape[1])
         sequences = first_sequences((*sequences, *ids.to("cpu", torch.int32)))
     if not tokens:
         raise UserError("no calibration tokens: give a corpus with at least one sequence")
+    if facts.latent is None and rotaries is None:
+        sums = {name: value for name, value in sums.items() if not name.endswith("_pre")}
     finite = {name: torch.isfinite(value).flatten(1).all(dim=1).tolist() for name, value in sums.items()}
     for layer in range(facts.num_layers):  # the first layer that is wrong is the cause of those behind it
-        if bad := [name for name in NAMES if not finite[name][layer]]:
+        if bad := [name for name in sums if not finite[name][layer]]:
             raise UserError(
                 f"activations of layer {layer} ({', '.join(bad)}) are not finite: load the model in float32 or bfloat16"
             )
@@ -86,6 +95,14 @@ def collect(
         "sequence_length": longest,
     }
     return Moments({name: value.cpu() for name, value in sums.items()}, metadata, sequences, held_out)
+
+
+def _rotaries(model: PreTrainedModel) -> list[Rotary] | None:
+    """Of every layer; None where keys cannot be turned back: the moments before the rotation are then left out."""
+    try:
+        return [Rotary(model, layer) for layer in range(model_facts(model).num_layers)]
+    except UserError:
+        return None
 
 
 def second_moment(states: Tensor, num_key_value_heads: int) -> Tensor:

@@ -57,12 +57,24 @@ class Moments:
         return int(self.metadata["sequence_length"])
 
     def keys(self, rope: str) -> Tensor:
-        """C_K, ``post`` or ``pre`` RoPE."""
-        return self.tensors[f"k_{rope}"]
+        """C_K, ``post`` or ``pre`` RoPE.
+
+        Raises:
+            UserError: keys of the model could not be turned back.
+        """
+        return self._known(f"k_{rope}")
 
     def queries(self, rope: str) -> Tensor:
-        """C_Q, ``post`` or ``pre`` RoPE, stacked over the heads of a group."""
-        return self.tensors[f"q_{rope}"]
+        """C_Q, ``post`` or ``pre`` RoPE, stacked over the heads of a group; errors as `keys`."""
+        return self._known(f"q_{rope}")
+
+    def _known(self, name: str) -> Tensor:
+        if name not in self.tensors:
+            raise UserError(
+                f"there are no moments {name} of {self.metadata.get('model_name', 'this model')}: its rotary embedding "
+                f"cannot be undone, use rope: post"
+            )
+        return self.tensors[name]
 
     def values(self) -> Tensor:
         """C_V."""

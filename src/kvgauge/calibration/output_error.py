@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvgauge.architecture.facts import model_facts, output_weight
+from kvgauge.architecture.modules import decoder
 from kvgauge.layers.observing import Observation, observing_cache
 
 QUERIES = 128  # per sequence, from its second half: these see a context, and are enough for a mean over a layer
@@ -70,12 +71,12 @@ def held_out_layers(model: PreTrainedModel, sequences: Tensor) -> Iterator[list[
     columns = torch.linspace(tokens // 2, tokens - 1, min(QUERIES, tokens - tokens // 2)).long().to(model.device)
     for ids in sequences.split(1):
         seen: list[Observation] = []
-        cache = observing_cache(facts.num_layers, seen.append)
-        streams: Sequence[Tensor] = model.get_decoder()(
+        cache = observing_cache(model, seen.append)
+        streams: Sequence[Tensor] = decoder(model)(
             input_ids=ids.to(model.device), past_key_values=cache, use_cache=True, output_hidden_states=True
         ).hidden_states
         layers = []
-        for state, weight, stream in zip(seen, weights, streams[:-1], strict=True):
+        for state, weight, stream in zip(seen, weights, (streams[index] for index in facts.compressed), strict=True):
             exact = attention_output(state.queries, state.keys, state.values, columns, weight)
             scale = float((stream[:, columns] + exact).double().square().sum())
             layers.append(HeldOutLayer(state, columns, weight, exact, scale))

@@ -24,18 +24,20 @@ class LayerInputs:
         cache: only passes that fill it count.
 
     Attributes:
-        layers: of each decoder layer, None before the first pass; whoever has read a layer's may set it to None.
+        layers: of each layer that may be compressed, None before the first pass; whoever has read a layer's may set it
+            to None.
     """
 
     def __init__(self, model: PreTrainedModel, cache: KVCache) -> None:
         modules = attention_modules(model)
+        places = {id(module): index for index, module in enumerate(modules)}
         self.layers: list[LayerInput | None] = [None for _ in modules]
         mine, filled = weakref.ref(self), weakref.ref(cache)
 
         def record(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
             inputs, wanted = mine(), filled()
             if inputs is not None and wanted is not None and wanted is kwargs.get("past_key_values"):
-                inputs._record(module.layer_idx, (kwargs["hidden_states"], *kwargs["position_embeddings"]))
+                inputs._record(places[id(module)], (kwargs["hidden_states"], *kwargs["position_embeddings"]))
 
         handles = [module.register_forward_pre_hook(record, with_kwargs=True) for module in modules]
         self.stop = weakref.finalize(self, _remove, handles)

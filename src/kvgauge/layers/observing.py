@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
-from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin
+from transformers import PreTrainedModel
 
+from kvgauge.architecture.facts import model_facts
 from kvgauge.attend.attention import exact_attention
 from kvgauge.attend.mask import Mask
+from kvgauge.errors import UserError
+from kvgauge.layers.building import placed
+from kvgauge.layers.cache import KVCache, LayerCache
 from kvgauge.layers.mla import TakesLatents
+from kvgauge.store.rows import RowBuffer
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,7 @@ class Observation:
     """What one attention layer sees in one forward pass.
 
     Attributes:
-        layer: index.
+        layer: index among the layers that may be compressed.
         queries: (batch, num_attention_heads, tokens, head_dim), post-RoPE.
         keys, values: (batch, num_key_value_heads, tokens, head_dim), keys post-RoPE.
         positions: (batch or 1, tokens), or None where the model does not pass them on.
@@ -32,16 +36,13 @@ class Observation:
     positions: Tensor | None
 
 
-class ObservingLayer(CacheLayerMixin):
-    """Hands every forward pass of one layer to `observe` and forgets it."""
+class ObservingLayer(LayerCache):
+    """Hands a forward pass of one layer to `observe` and forgets it."""
 
-    def __init__(self, layer: int, observe: Callable[[Observation], None]) -> None:
+    def __init__(self, observe: Callable[[Observation], None]) -> None:
         super().__init__()
-        self.layer, self.observe = layer, observe
+        self.observe = observe
         self._seen: tuple[Tensor, Tensor] | None = None
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple:
         self._seen = (key_states, value_states)
@@ -52,17 +53,20 @@ class ObservingLayer(CacheLayerMixin):
         assert self._seen is not None
         keys, values = self._seen
         self._seen = None
-        self.observe(Observation(self.layer, query, keys, values, position_ids))
+        self.observe(Observation(self.index, query, keys, values, position_ids))
         return exact_attention(query, keys, values, mask, scaling)
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return query_length, 0
+    def compress(self) -> None:
+        """There is nothing to compress."""
 
-    def get_seq_length(self) -> int:
-        return 0
+    def nbytes_by_part(self) -> dict[str, int]:
+        return {}
 
-    def get_max_length(self) -> int:
-        return -1
+    def dense(self) -> tuple[Tensor, Tensor]:
+        raise UserError("a cache that only observes holds no keys and values")
+
+    def buffers(self) -> Sequence[RowBuffer]:
+        return ()
 
 
 class ObservingLatentLayer(TakesLatents, ObservingLayer):
@@ -79,17 +83,17 @@ class ObservingLatentLayer(TakesLatents, ObservingLayer):
         latents, rotary = self._seen
         self._seen = None
         absorbed = self.projections.absorb(query)[..., : latents.shape[-1]]
-        self.observe(Observation(self.layer, absorbed, latents, latents, position_ids))
+        self.observe(Observation(self.index, absorbed, latents, latents, position_ids))
         return exact_attention(query, *self.projections.expand(latents, rotary), mask, scaling)
 
 
-def observing_cache(num_layers: int, observe: Callable[[Observation], None], *, latents: bool = False) -> Cache:
-    """A cache for one forward pass after another, each a sequence of its own, that shows all of them to `observe`.
+def observing_cache(model: PreTrainedModel, observe: Callable[[Observation], None]) -> KVCache:
+    """A cache for one forward pass that shows it to `observe`, layer by layer; it keeps nothing that may be compressed.
 
     Args:
-        num_layers: of the model.
-        observe: called once per layer and pass.
-        latents: the model has multi-head latent attention.
+        model: any decoder.
+        observe: called once for every layer that may be compressed, which `Observation.layer` counts.
     """
-    kind = ObservingLatentLayer if latents else ObservingLayer
-    return Cache(layers=[kind(layer, observe) for layer in range(num_layers)])
+    facts = model_facts(model)
+    kind = ObservingLayer if facts.latent is None else ObservingLatentLayer
+    return placed(KVCache([kind(observe) for _ in range(facts.num_layers)]), model)

@@ -89,7 +89,7 @@ def layer_alignment(
         UserError: no tokens, a sequence longer than the model's positions, or a rank out of range.
     """
     facts = model_facts(model)
-    rotary = None if facts.latent is not None else Rotary(model)
+    rotaries = None if facts.latent is not None else [Rotary(model, layer) for layer in range(facts.num_layers)]
     sums: dict[str, Tensor] = {}
     sequences = 0
     for batch in tqdm(token_batches, desc="alignment", unit="batch", disable=not progress):
@@ -98,11 +98,13 @@ def layer_alignment(
         model.get_decoder()(input_ids=batch.to(model.device), past_key_values=cache, use_cache=True)
         positions = torch.arange(batch.shape[1], device=model.device)[None]
         pairs = [cache.dense(layer) for layer in range(facts.num_layers)]
-        if rotary is None:
+        if rotaries is None:
             states = {"latents": torch.stack([latents for latents, _ in pairs])}
         else:
             states = {
-                "keys": torch.stack([rotary.unrotate(keys, positions) for keys, _ in pairs]),
+                "keys": torch.stack(
+                    [rotary.unrotate(keys, positions) for rotary, (keys, _) in zip(rotaries, pairs, strict=True)]
+                ),
                 "values": torch.stack([values for _, values in pairs]),
             }
         for name, stacked in states.items():

@@ -99,14 +99,14 @@ def cosine_rows(
     Raises:
         UserError: sequences shorter than the largest distance, or a model without a rotary embedding.
     """
-    rotary = Rotary(model)
+    rotaries = [Rotary(model, layer) for layer in range(model_facts(model).num_layers)]
     sums: dict[tuple[int, str, int], Tensor] = defaultdict(lambda: torch.zeros(3, dtype=torch.float64))
 
     def observe(seen: Observation) -> None:
         positions = seen.positions
         if positions is None:
             positions = torch.arange(seen.keys.shape[2], device=seen.keys.device)[None]
-        states = {"K": rotary.unrotate(seen.keys, positions), "K rotated": seen.keys, "V": seen.values}
+        states = {"K": rotaries[seen.layer].unrotate(seen.keys, positions), "K rotated": seen.keys, "V": seen.values}
         for quantity, state in states.items():
             for distance in distances:
                 cosine = functional.cosine_similarity(state[:, :, :-distance], state[:, :, distance:], dim=-1).double()
@@ -117,7 +117,7 @@ def cosine_rows(
         for batch in token_batches:
             if batch.shape[1] <= max(distances):
                 raise UserError(f"sequences of {batch.shape[1]} tokens are too short: use more than {max(distances)}")
-            cache = observing_cache(model_facts(model).num_layers, observe)
+            cache = observing_cache(model, observe)
             model(input_ids=batch.to(model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
     rows = []
     for (layer, quantity, distance), (count, total, squares) in sums.items():

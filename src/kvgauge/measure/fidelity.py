@@ -50,7 +50,7 @@ class Approximation:
 def observe(model: PreTrainedModel, ids: Tensor) -> list[Observation]:
     """What every layer's attention sees of one context (1, tokens)."""
     seen: list[Observation] = []
-    cache = observing_cache(model_facts(model).num_layers, seen.append)
+    cache = observing_cache(model, seen.append)
     model.get_decoder()(input_ids=ids, past_key_values=cache, use_cache=True)
     return seen
 
@@ -73,7 +73,7 @@ def rotated_back(seen: Observation, rotary: Rotary) -> Observation:
     positions = seen.positions
     if positions is None:
         positions = torch.arange(seen.keys.shape[2], device=seen.keys.device)[None]
-    keys, queries = rotary.unrotate(seen.keys, positions), rotary.unrotate(seen.queries, positions)
+    keys, queries = rotary.unrotate(seen.keys, positions), rotary.unrotate(seen.queries, positions, queries=True)
     return Observation(seen.layer, queries, keys, seen.values, positions)
 
 
@@ -81,7 +81,7 @@ def rotated(approximation: Approximation, seen: Observation, rotary: Rotary) -> 
     """Pre-RoPE approximations at the positions of `seen`, post-RoPE."""
     assert seen.positions is not None
     keys = rotary.rotate(approximation.keys, seen.positions)
-    queries = rotary.rotate(approximation.queries, seen.positions)
+    queries = rotary.rotate(approximation.queries, seen.positions, queries=True)
     return Approximation(keys, approximation.values, queries)
 
 
@@ -177,8 +177,8 @@ def projection_errors(
         ranks: (rank_k, rank_v) pairs to measure, the same for every layer.
         ids: the context.
     """
-    rotary = Rotary(model) if rope == "pre" else None
     for seen in observe(model, ids):
+        rotary = Rotary(model, seen.layer) if rope == "pre" else None
         before = seen if rotary is None else rotated_back(seen, rotary)
         guesses = [projected(fitted, seen.layer, rank_k, rank_v, before) for rank_k, rank_v in ranks]
         if rotary is not None:

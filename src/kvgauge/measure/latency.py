@@ -346,7 +346,7 @@ def attention_seconds(model: PreTrainedModel, cache: KVCache, batch: int, repeat
     times = []
     for _ in range(repeats + 1):
         start = _now(model)
-        for layer in cache.layers:
+        for layer in cache.own:
             layer.attend_entries(query, scaling)
         times.append(_now(model) - start)
     return statistics.median(times[1:])

@@ -18,7 +18,7 @@ NAME = "tiny/deepseek_v2"
 def observed(model, ids):
     seen = []
     with torch.no_grad():
-        model.get_decoder()(ids, past_key_values=observing_cache(4, seen.append, latents=True), use_cache=True)
+        model.get_decoder()(ids, past_key_values=observing_cache(model, seen.append), use_cache=True)
     return seen
 
 

@@ -34,7 +34,6 @@ class CrossLayerSettings:
     """What all groups of a cache have in common.
 
     Attributes:
-        rotation: keys are stored before this rotation; None stores them as the model caches them.
         fold_every: tokens of the tail that are projected on the basis at a time; None keeps the tail exact.
         selection: attend to the best chunks of the context only; None attends to all.
         svd: how the subspaces are found.
@@ -43,7 +42,6 @@ class CrossLayerSettings:
         storage: of bases, factors and tails.
     """
 
-    rotation: PlaneRotation | None = None
     fold_every: int | None = None
     selection: ChunkSelection | None = None
     svd: TruncatedSVD = field(default_factory=TruncatedSVD)
@@ -61,6 +59,7 @@ class CrossLayerGroup:
             tokens and features allow.
         settings: of the cache.
         weights: metrics of keys and of values, in the order of their stored features.
+        rotations: of each layer; keys are stored before it. None stores them as the model caches them.
     """
 
     def __init__(
@@ -69,8 +68,10 @@ class CrossLayerGroup:
         ranks: GroupRanks,
         settings: CrossLayerSettings,
         weights: tuple[Weighting | None, Weighting | None] = (None, None),
+        rotations: Sequence[PlaneRotation | None] | None = None,
     ) -> None:
         self.ranks, self.settings = ranks, settings
+        self.rotations = [None] * size if rotations is None else list(rotations)
         self.keys, self.values = (
             SharedSubspace(size, weighting, normalize=settings.normalize, storage=settings.storage)
             for weighting in weights
@@ -89,17 +90,17 @@ class CrossLayerGroup:
         if len(self._waiting) < len(self.members):
             return
         waiting, self._waiting = self._waiting, []
-        key_rows = [self.key_rows(layer_keys) for layer_keys, _ in waiting]
+        key_rows = [self.key_rows(member, layer_keys) for member, (layer_keys, _) in enumerate(waiting)]
         value_rows = [self.value_rows(layer_values) for _, layer_values in waiting]
         self.keys.fit(key_rows, valid, lambda length: self.ranks(length)[0], self.settings.svd)
         self.values.fit(value_rows, valid, lambda length: self.ranks(length)[1], self.settings.svd)
 
-    def key_rows(self, keys: Tensor, start: int = 0) -> Tensor:
-        """Keys (batch, heads, tokens, head_dim), the first at column `start`, as stored features (batch, tokens, F).
+    def key_rows(self, member: int, keys: Tensor, start: int = 0) -> Tensor:
+        """Keys (batch, heads, tokens, head_dim) of a layer, from column `start` on, as features (batch, tokens, F).
 
         Columns count from each row's first token in the subspace: a metric of the keys is one of that frame.
         """
-        rotation = self.settings.rotation
+        rotation = self.rotations[member]
         if rotation is None:
             return self.value_rows(keys)
         columns = torch.arange(start, start + keys.shape[2], device=keys.device)
@@ -125,7 +126,7 @@ class CrossLayerGroup:
         values = [member.tail_values.drop_front(surplus) for member in self.members]
         for member, rows in zip(self.members, keys, strict=True):
             member.add_landmarks(rows)
-        self.keys.extend([self.key_rows(rows, start) for rows in keys])
+        self.keys.extend([self.key_rows(member, rows, start) for member, rows in enumerate(keys)])
         self.values.extend([self.value_rows(rows) for rows in values])
 
     def crop(self, tokens: int) -> None:
@@ -149,6 +150,11 @@ class CrossLayerLayer(TailedLayer):
         self.landmarks = group.settings.storage.kept()
         self.first_columns: Tensor | None = None  # (batch, 1): where each row begins behind its padding and its sinks
 
+    @property
+    def rotation(self) -> PlaneRotation | None:
+        """What stands between its keys and what is stored; layers that rotate alike share one."""
+        return self.group.rotations[self.member]
+
     def store(self, keys: Tensor, values: Tensor) -> None:
         self.num_heads = keys.shape[1]
         keys, values, valid = self.sinks.take(keys, values, self.valid)
@@ -164,8 +170,7 @@ class CrossLayerLayer(TailedLayer):
             self.landmarks.append(selection.landmarks(keys, None))
 
     def context_segment(self) -> SubspaceSegment:
-        group = self.group
-        rotation = group.settings.rotation
+        group, rotation = self.group, self.rotation
         first = None if rotation is None else self.first_columns
         return SubspaceSegment(group.keys, group.values, self.member, self.num_heads, rotation, first)
 
@@ -204,10 +209,9 @@ class CrossLayerLayer(TailedLayer):
         return {part: size for part, size in parts.items() if size}
 
     def fixed_nbytes(self) -> int:
-        rotation = self.group.settings.rotation
-        first = self.cache is not None and self is next(
-            layer for layer in self.cache.layers if isinstance(layer, CrossLayerLayer)
-        )
+        rotation = self.rotation
+        others = () if self.cache is None else (one for one in self.cache.own if isinstance(one, CrossLayerLayer))
+        first = self is next((one for one in others if one.rotation is rotation), None)
         weights = self.group.keys.fixed_nbytes() + self.group.values.fixed_nbytes() if self.member == 0 else 0
         return weights + (rotation.nbytes() if rotation is not None and first else 0)
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvgauge.architecture.facts import ModelFacts, model_facts
-from kvgauge.architecture.frequencies import rotary_frequencies
-from kvgauge.architecture.planes import BLOCK, PlaneRotation
+from kvgauge.architecture.frequencies import layer_plane_rotations
+from kvgauge.architecture.planes import BLOCK
 from kvgauge.calibration.allocation import LOSSES, check_allocation, held_out, spend
 from kvgauge.calibration.weighting import Weighting
 from kvgauge.calibration.whitening import output_moments, roots, score_metrics, value_weighting
@@ -26,6 +26,7 @@ from kvgauge.contract.fitting import check_fitted, fit_metadata
 from kvgauge.contract.method import Method, Needs, plain_label
 from kvgauge.contract.roles import Lossless, Projector
 from kvgauge.errors import UserError, unknown
+from kvgauge.layers.building import placed
 from kvgauge.layers.cache import KVCache, LayerCache
 from kvgauge.layers.mla import ExactLatentLayer
 from kvgauge.layers.stored import whole_layer, whole_nbytes
@@ -36,7 +37,7 @@ from kvgauge.methods.across_layers.latent_group import CrossLayerLatentGroup
 from kvgauge.methods.across_layers.ranks import group_ranks, split
 from kvgauge.methods.across_layers.selection import ChunkSelection
 from kvgauge.methods.across_layers.subspace import TruncatedSVD
-from kvgauge.methods.across_layers.uniform import check_uniform, layer_range
+from kvgauge.methods.across_layers.uniform import layer_range
 from kvgauge.store.storage import EXACT, Storage
 
 if TYPE_CHECKING:
@@ -292,7 +293,7 @@ class XKV(Projector, Lossless, Method):
             return None
         moments.check(model)
         self._check_latent(model_facts(model))
-        check_uniform(self.name, model)
+        model_facts(model).check(self.name, uneven=False)
         metric = score_metrics(moments, model, self.rope, self.sinks)
         root, inverse, floored = roots(metric)
         tensors = {"root_k": root.float(), "inverse_k": inverse.float()}
@@ -331,8 +332,8 @@ class XKV(Projector, Lossless, Method):
         *,
         context_length: int | None = None,
     ) -> KVCache:
-        check_uniform(self.name, model)
         facts = model_facts(model)
+        facts.check(self.name, uneven=False)
         self._check_latent(facts)
         known = check_fitted(self, model, fitted) if self.learns else None
         # refuses what cannot work before any work is done
@@ -351,14 +352,14 @@ class XKV(Projector, Lossless, Method):
             members = [group.members for group in self._new_groups(model, tensors, ranks, storage)]
         for group, joined in zip(self.groups(facts.num_layers), members, strict=True):
             layers[group.start : group.stop] = joined
-        return KVCache(layers, context_length=context_length)
+        turning = self.rope == "pre" and not latent
+        return placed(KVCache(layers, context_length=context_length), model, turning=turning)
 
     def _new_groups(
         self, model: PreTrainedModel, known: Mapping[str, Tensor], ranks: AllRanks, storage: Storage = EXACT
     ) -> list[CrossLayerGroup]:
         """Empty groups; `known` as in `fit`."""
         settings = CrossLayerSettings(
-            rotation=PlaneRotation(rotary_frequencies(model)) if self.rope == "pre" else None,
             fold_every=self.fold_every,
             selection=self.selection(),
             svd=self.truncated_svd(),
@@ -371,11 +372,12 @@ class XKV(Projector, Lossless, Method):
             keys = Weighting(*(known[name].to(model.device) for name in ("root_k", "inverse_k")))
         if self.whitened("values"):
             values = value_weighting(model)
-        made = []
+        made, rotations = [], layer_plane_rotations(model) if self.rope == "pre" else None
         for index, group in enumerate(self.groups(model_facts(model).num_layers)):
             weights = [None if weighting is None else weighting.part(group) for weighting in (keys, values)]
             own = partial(self._group_ranks, ranks, index)
-            made.append(CrossLayerGroup(len(group), own, settings, (weights[0], weights[1])))
+            turned = None if rotations is None else [rotations[layer] for layer in group]
+            made.append(CrossLayerGroup(len(group), own, settings, (weights[0], weights[1]), turned))
         return made
 
     def _latent_members(self, facts: ModelFacts, ranks: AllRanks) -> Iterator[Sequence[LayerCache]]:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from kvgauge.architecture.facts import model_facts
 from kvgauge.architecture.planes import PlaneRotation
+from kvgauge.architecture.rotations import layer_rotation
 from kvgauge.errors import UserError
 from kvgauge.layers.observing import Observation, observing_cache
 from kvgauge.methods.kvquant.grid import ChannelGrid, Grid, TokenGrid
@@ -40,7 +41,7 @@ class Samples:
 
 
 def calibration_samples(
-    model: PreTrainedModel, sequences: Sequence[Tensor], rotation: PlaneRotation | None, sinks: int
+    model: PreTrainedModel, sequences: Sequence[Tensor], rotations: Sequence[PlaneRotation | None], sinks: int
 ) -> list[Samples]:
     """Keys and values of every layer with their Fisher diagonals.
 
@@ -49,7 +50,7 @@ def calibration_samples(
     Args:
         model: its weights get no gradient.
         sequences: token ids (tokens,).
-        rotation: undone for the keys and their gradients; None leaves them as they are cached.
+        rotations: of every layer, undone for the keys and their gradients; None leaves them as they are cached.
         sinks: first tokens of every sequence that are left out, as they stay exact.
 
     Raises:
@@ -63,19 +64,24 @@ def calibration_samples(
         observation.values.retain_grad()
         seen.append(observation)
 
-    cache = observing_cache(len(layers), observe)
+    frames = [None if rotation is None else layer_rotation(model, at).frame for at, rotation in enumerate(rotations)]
     for ids in sequences:
         if ids.numel() < sinks + 2:
             continue
         tokens = ids.to(model.device, torch.long)[None]
         with torch.enable_grad():
             embedded = model.get_input_embeddings()(tokens).detach().requires_grad_()
+            cache = observing_cache(model, observe)
             loss = model(inputs_embeds=embedded, labels=tokens, past_key_values=cache, use_cache=True).loss
             loss.backward()
         positions = torch.arange(tokens.shape[1], device=model.device)[None]
         for observation in seen:
             layer = layers[observation.layer]
-            keys, key_slope = (key_rows(part, positions, rotation) for part in _with_gradient(observation.keys))
+            rotation, frame = rotations[observation.layer], frames[observation.layer]
+            states = _with_gradient(observation.keys)
+            if frame is not None:  # a gradient in keys goes the way of queries
+                states = (frame.keys(states[0]), frame.queries(states[1]))
+            keys, key_slope = (key_rows(part, positions, rotation) for part in states)
             values, value_slope = (value_rows(part) for part in _with_gradient(observation.values))
             layer.keys.append(keys[0, sinks:].cpu())
             layer.values.append(values[0, sinks:].cpu())

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import PreTrainedModel
 
-from kvgauge.architecture.facts import model_facts
-from kvgauge.architecture.frequencies import rotary_frequencies
+from kvgauge.architecture.facts import attention_device, model_facts
+from kvgauge.architecture.frequencies import layer_plane_rotations
 from kvgauge.architecture.planes import PlaneRotation
 from kvgauge.contract.budget import allowed_nbytes, most, reference_nbytes
 from kvgauge.contract.fitted import Fitted
@@ -19,6 +19,7 @@ from kvgauge.contract.fitting import check_fitted, fit_metadata
 from kvgauge.contract.method import Method, Needs, plain_label
 from kvgauge.contract.roles import Lossless, Quantizer
 from kvgauge.errors import UserError
+from kvgauge.layers.building import placed
 from kvgauge.layers.cache import KVCache
 from kvgauge.methods.kvquant.fit import calibration_samples, fit_layers
 from kvgauge.methods.kvquant.grid import ChannelGrid, TokenGrid
@@ -114,7 +115,7 @@ class KVQuant(Quantizer, Lossless, Method):
             if left > 0:
                 sequences.append(ids[:left])
                 left -= ids.numel()
-        samples = calibration_samples(model, sequences, self._rotation(model), self.sinks)
+        samples = calibration_samples(model, sequences, self._rotations(model), self.sinks)
         tensors = fit_layers(samples, self.outliers, BITS)
         metadata = fit_metadata(
             self,
@@ -125,10 +126,13 @@ class KVQuant(Quantizer, Lossless, Method):
         )
         return Fitted(tensors, metadata)
 
-    def _rotation(self, model: PreTrainedModel) -> PlaneRotation | None:
-        if model_facts(model).latent is not None:
+    def _rotations(self, model: PreTrainedModel) -> list[PlaneRotation] | list[None]:
+        """Of every layer; None where keys are coded as they are cached."""
+        facts = model_facts(model)
+        facts.check(self.name, uneven=False)
+        if facts.latent is not None:
             raise UserError(f"{self.name} codes keys and values per head, and this model caches latents (MLA): use xkv")
-        return PlaneRotation(rotary_frequencies(model)) if self.pre_rope else None
+        return layer_plane_rotations(model) if self.pre_rope else [None] * facts.num_layers
 
     # -- the cache -----------------------------------------------------------------------------------------------
 
@@ -136,7 +140,7 @@ class KVQuant(Quantizer, Lossless, Method):
         self, model: PreTrainedModel, fitted: Fitted | None = None, *, context_length: int | None = None
     ) -> KVCache:
         facts = model_facts(model)
-        rotation = self._rotation(model)
+        rotations = self._rotations(model)
         known = check_fitted(self, model, fitted)
         if self.bits is None:
             least = self._share(facts, min(BITS))
@@ -144,11 +148,11 @@ class KVQuant(Quantizer, Lossless, Method):
             if self.budget < least:
                 raise self._too_small(least)
         layers = []
-        for index, module in enumerate(model.get_decoder().layers):
-            quantiser = self._quantiser(known, facts, index, rotation, module.self_attn.o_proj.weight.device)
+        for index, rotation in enumerate(rotations):
+            quantiser = self._quantiser(known, facts, index, rotation, attention_device(model, index))
             layers.append(KVQuantLayer(quantiser, self.bits))
         choose = self._choose(facts) if self.bits is None else None
-        return KVQuantCache(layers, choose, context_length=context_length)
+        return placed(KVQuantCache(layers, choose, context_length=context_length), model, turning=self.pre_rope)
 
     def _quantiser(
         self, known: Fitted, facts: ModelFacts, layer: int, rotation: PlaneRotation | None, device: torch.device

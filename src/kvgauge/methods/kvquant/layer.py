@@ -279,14 +279,14 @@ class KVQuantCache(KVCache):
 
     def compress_layers(self) -> None:
         if self.choose is not None:
-            outliers = [layer.outliers() for layer in self.layers]
-            tokens = self.get_seq_length() * self.layers[0].exact_keys.view().shape[0]
+            outliers = [layer.outliers() for layer in self.own]
+            tokens = self.get_seq_length() * self.own[0].exact_keys.view().shape[0]
 
             def nbytes(bits: int) -> int:
-                pairs = zip(self.layers, outliers, strict=True)
+                pairs = zip(self.own, outliers, strict=True)
                 return sum(layer.coded_nbytes(bits, count) for layer, count in pairs)
 
             bits = self.choose(nbytes, tokens)
-            for layer in self.layers:
+            for layer in self.own:
                 layer.bits = bits
         super().compress_layers()

@@ -63,7 +63,7 @@ class GradientMergingCache(MergingCache):
     @property
     def gradient_windows(self) -> int:
         """Backward passes of the sequence that had most."""
-        return max(self.layers[0].windows.taken, default=0)
+        return max(self.own[0].windows.taken, default=0)
 
     def drive(self, model: PreTrainedModel, ids: Tensor, mask: Tensor | None) -> Tensor | None:
         """See `KVCache.drive`. Padded sequences go one by one: each has windows of its own.
@@ -73,10 +73,10 @@ class GradientMergingCache(MergingCache):
         """
         if torch.is_inference_mode_enabled() or any(weight.is_inference() for weight in model.parameters()):
             raise UserError(
-                f"{self.layers[0].policy.name} needs gradients and the weights are for inference only: "
+                f"{self.own[0].policy.name} needs gradients and the weights are for inference only: "
                 f"load the model and call outside torch.inference_mode(), or choose kvslimmer"
             )
-        if self.compressed and self.layers[0].freeze is not None:
+        if self.compressed and self.own[0].freeze is not None:
             return None  # nothing merges any more
         cached = self.get_seq_length()
         mask = None if mask is None else mask[:, : cached + ids.shape[1]]
@@ -91,8 +91,8 @@ class GradientMergingCache(MergingCache):
     def _drive_together(self, model: PreTrainedModel, ids: Tensor) -> Tensor:
         logits, begin = None, 0
         while begin < ids.shape[1]:
-            fresh = max(self.layers[0].windows.fresh, default=0)
-            part = ids[:, begin : begin + self.layers[0].policy.window - fresh]
+            fresh = max(self.own[0].windows.fresh, default=0)
+            part = ids[:, begin : begin + self.own[0].policy.window - fresh]
             logits = self._pass(model, part)
             begin += part.shape[1]
         if logits is None:
@@ -101,12 +101,12 @@ class GradientMergingCache(MergingCache):
 
     def _pass(self, model: PreTrainedModel, ids: Tensor) -> Tensor:
         """One forward pass within a window, and a backward pass if the window will end in a merge."""
-        merging = not self.layers[0].is_initialized or any(layer.entries.merges_ahead() for layer in self.layers)
+        merging = not self.own[0].is_initialized or any(layer.entries.merges_ahead() for layer in self.own)
         if ids.shape[1] < 2 or not merging:
             with torch.no_grad():
                 output = model(input_ids=ids, past_key_values=self, use_cache=True, logits_to_keep=1)
             return output.logits[:, -1]
-        entries = [layer.merging for layer in self.layers]
+        entries = [layer.merging for layer in self.own]
         with self._recorded(entries), torch.enable_grad():
             logits = model(input_ids=ids, past_key_values=self, use_cache=True).logits
             losses = functional.cross_entropy(
@@ -117,7 +117,7 @@ class GradientMergingCache(MergingCache):
         for own, gradient in zip(entries, gradients, strict=True):
             own.take_gradient(gradient)
             own.end_windows()
-        self.layer_done(len(self.layers) - 1)
+        self.layer_done(len(self.own) - 1)
         return logits[:, -1].detach()
 
     @contextmanager
@@ -140,7 +140,7 @@ class GradientMergingCache(MergingCache):
             super().layer_done(index)
 
     def _row(self, index: int, mask: Tensor) -> GradientMergingCache:
-        row = GradientMergingCache([layer.row(index) for layer in self.layers])
+        row = GradientMergingCache([layer.row(index) for layer in self.own])
         cached = self.get_seq_length()
         padding = int((~mask[index]).sum())
         if self.expected_padding is not None:
@@ -152,7 +152,7 @@ class GradientMergingCache(MergingCache):
 
     def _join(self, rows: list[GradientMergingCache], mask: Tensor, new: Tensor) -> None:
         total = mask.shape[1]
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.own):
             layer.join([row.layers[index] for row in rows])
             layer.logical_length = total
         self.valid = mask.clone()
@@ -163,4 +163,4 @@ class GradientMergingCache(MergingCache):
             self.positions = positions[:, total - new.shape[1] :]
         else:
             self.positions = torch.cat([known.expand(mask.shape[0], -1), positions[:, -new.shape[1] :]], dim=1)
-        self.layer_done(len(self.layers) - 1)
+        self.layer_done(len(self.own) - 1)

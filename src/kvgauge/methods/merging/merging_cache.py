@@ -74,12 +74,12 @@ class MergingCache(KVCache):
     @property
     def merge_counts(self) -> list[int]:
         """Of each layer: merges so far, one for every sequence, kv-head and new entry."""
-        return [layer.tally.merges for layer in self.layers]
+        return [layer.tally.merges for layer in self.own]
 
     @property
     def guard_counts(self) -> list[int]:
         """Of each layer: those merges whose quadratic form had no usable minimiser; see `merge_keys.key_weights`."""
-        return [layer.tally.guarded for layer in self.layers]
+        return [layer.tally.guarded for layer in self.own]
 
     def remarks(self) -> dict[str, list[int]]:
         return {"merges": self.merge_counts, "guarded_merges": self.guard_counts}

@@ -32,7 +32,7 @@ class StreamingLatentLayer(LatentLayer):
     def attend_exact(self, query: Tensor, mask: Mask, scaling: float) -> Tensor:
         if self.projections is None:
             assert self.cache is not None
-            for layer in self.cache.layers:
+            for layer in self.cache.own:
                 layer.prepare(self.exact_keys.view())
         output = self._attend_incoming(query, mask, scaling)
         self._absorb()
@@ -162,5 +162,5 @@ class StreamingLatentCache(KVCache):
             self.expect(context_length)
 
     def expect(self, tokens: int, padding: Sequence[int] | None = None) -> None:
-        for layer in self.layers:
+        for layer in self.own:
             layer.expected = tokens

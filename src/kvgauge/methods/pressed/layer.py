@@ -174,7 +174,7 @@ class PressedCache(KVCache):
                 if self.replays:
                     self._replay(modules)
                 else:
-                    for layer, module in zip(self.layers, modules, strict=True):
+                    for layer, module in zip(self.own, modules, strict=True):
                         self._press(layer, module)
         except UserError:
             raise
@@ -211,7 +211,7 @@ class PressedCache(KVCache):
 
     def _replay(self, modules: Sequence[nn.Module]) -> None:
         held = DynamicCache()
-        for layer in self.layers:
+        for layer in self.own:
             held.update(layer.exact_keys.view(), layer.exact_values.view(), layer.index)
             layer.exact_keys.clear()
             layer.exact_values.clear()
@@ -219,7 +219,7 @@ class PressedCache(KVCache):
             # What the press would have seen of the prefill, had it been there.
             self.press._context_ids, self.press._cache = torch.cat(self.ids, dim=1), held
         self.ids.clear()
-        for layer, module in zip(self.layers, modules, strict=True):
+        for layer, module in zip(self.own, modules, strict=True):
             self._take(layer, module, held.layers[layer.index])
 
     def _take(self, layer: Any, module: nn.Module, held: Any) -> None:
@@ -231,7 +231,7 @@ class PressedCache(KVCache):
         layer.compressed = True
 
     def _check(self) -> None:
-        batch = self.layers[0].keys_buffer.dense().shape[0]
+        batch = self.own[0].keys_buffer.dense().shape[0]
         share = self.nbytes() / (batch * full_nbytes(self.model, self.compressed_tokens))
         if self.budget is not None and share > self.budget * BUDGET_TOLERANCE:
             raise UserError(
