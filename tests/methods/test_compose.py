@@ -197,7 +197,7 @@ def test_frozen_entries_merge_no_more(name, tiny, fit, tokens):
         for part in tokens(1, 200, seed=4).split(50, dim=1):
             model(part, past_key_values=cache)
     assert cache.merge_counts == merges and cache.physical_length() == entries + 200
-    lagging = [layer for layer in cache.layers if any(layer.lags)]
+    lagging = [layer for layer in cache.layers if any(layer.positions.lags)]
     assert cache.nbytes_by_part().get("angles", 0) == len(lagging) * 2 * 16 * 4
     with pytest.raises(UserError, match="no longer stand for single tokens"):
         cache.dense(0)
@@ -225,14 +225,14 @@ def test_merged_entries_are_projected_at_their_positions(tiny, fit, tokens):
     fitted = fit(method, "tiny/llama")
     composed = context_cache(method, model, fitted, ids)
     source, layer = merged.layers[1], composed.layers[1]
-    keys, values = source.keys_buffer.view().double(), source.values_buffer.view().double()
-    cardinalities = source.cardinalities
+    keys, values = (part.double() for part in source.entries.dense())
+    cardinalities = source.entries.held.cardinalities
     A, B, A_v, B_v = (tensor.double() for tensor in fitted.truncated(1, 9, 9))
     query = torch.randn(1, 4, 1, 16)
     grouped = query.double().view(1, 2, 2, 16)
     scores = grouped @ (keys @ A @ B.mT).mT * 0.25 + cardinalities.double().log()
     expected = (scores.softmax(-1) @ (values @ A_v @ B_v.mT)).view(1, 1, 4, 16)
-    actual = layer.frozen.attend(query, 0.25)
+    actual = layer.entries.attend(query, 0.25)
     assert relative(actual.double(), expected) < 1e-5
 
 
@@ -266,7 +266,7 @@ def test_its_configuration_builds_it_again():
     ("members", "message"),
     [
         ([], "is a list of at least one member"),
-        ("kqsvd", "is a list of at least one member"),
+        ("kqsvd", "has to be a list"),
         (["int4"], r"quantiser alone: say what it quantises, e.g. compose: \[full, int4\]"),
         (["int4", "kqsvd"], "a method that projects behind a quantiser"),
         (["kqsvd", "kvslimmer"], "a method that merges behind a method that projects"),
@@ -279,7 +279,7 @@ def test_its_configuration_builds_it_again():
         (["kqsvd", "int5"], "unknown member of compose 'int5'"),
         (["minicache", "int4"], "minicache takes no part in compositions"),
         (["compose"], "compose"),
-        ([3], "a member of compose is a name or a mapping"),
+        ([3], "has to be text or a mapping"),
         ([{"method": "kqsvd", "rnk": 3}], "unknown field of method kqsvd 'rnk'"),
     ],
 )

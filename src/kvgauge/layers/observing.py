@@ -65,6 +65,9 @@ class ObservingLayer(LayerCache):
     def dense(self) -> tuple[Tensor, Tensor]:
         raise UserError("a cache that only observes holds no keys and values")
 
+    def attend_entries(self, query: Tensor, scaling: float) -> Tensor:
+        raise UserError("a cache that only observes holds nothing to attend to")
+
     def buffers(self) -> Sequence[RowBuffer]:
         return ()
 

@@ -67,7 +67,7 @@ def test_the_fisher_diagonal_is_the_squared_gradient_of_the_loss(tiny, tokens):
     """Against a finite difference of the loss in one cached value."""
     model, ids = tiny("tiny/mistral"), tokens(1, 20, seed=3)[0]
     layer = model_facts(model).num_layers - 1
-    samples = calibration_samples(model, [ids], None, 0)[layer]
+    samples = calibration_samples(model, [ids], [None] * 4, 0)[layer]
     projection = model.get_decoder().layers[layer].self_attn.v_proj
     fisher = samples.value_fisher[0]
     token, channel = divmod(int(fisher.argmax()), fisher.shape[1])  # where float32 losses differ enough

@@ -8,6 +8,7 @@ from torch import Tensor
 
 import kvgauge
 from kvgauge.architecture.facts import model_facts
+from kvgauge.attend.mask import Mask
 from kvgauge.evaluation.decoding import prefill
 from kvgauge.kernels.cpu.decode_attention import decode_attention
 from kvgauge.layers.cache import KVCache
@@ -54,9 +55,9 @@ def test_single_queries_attend_in_the_compiled_kernel(exact, padded, monkeypatch
         return result
 
     monkeypatch.setattr(latents, "decode_attention", watched)
-    compiled = layer.attend(query, attention_mask=mask, scaling=0.3, position_ids=None)
+    compiled = layer.attend(query, mask=Mask.of(mask), scaling=0.3, position_ids=None)
     monkeypatch.setattr(latents, "decode_attention", lambda *a, **k: None)
-    products = layer.attend(query, attention_mask=mask, scaling=0.3, position_ids=None)
+    products = layer.attend(query, mask=Mask.of(mask), scaling=0.3, position_ids=None)
     torch.testing.assert_close(compiled, products)
     assert made == [True]  # the kernel answered, it did not decline
 
@@ -68,7 +69,7 @@ def test_attention_in_latents_is_attention_to_the_rebuilt_keys_and_values() -> N
     layer.update(keys, values)
     layer.compress()
     query = torch.randn(2, 4, 1, 8, generator=generator)
-    output = layer.attend(query, attention_mask=None, scaling=0.3, position_ids=None)
+    output = layer.attend(query, mask=Mask.of(None), scaling=0.3, position_ids=None)
     rebuilt_keys, rebuilt_values = keys @ pairs.A @ pairs.B.mT, values @ pairs.A_v @ pairs.B_v.mT
     grouped = query.view(2, 2, 2, 8)
     expected = torch.softmax(0.3 * grouped @ rebuilt_keys.mT, dim=-1) @ rebuilt_values
@@ -184,7 +185,7 @@ def test_the_first_layer_that_attends_finds_the_memory_of_the_last(tiny, fit, to
     states = torch.randn(1, last.source(64).A.shape[0], 16, model_facts(model).head_dim)
     first.update(states, states)
     queries = torch.randn(1, model_facts(model).num_attention_heads, 16, model_facts(model).head_dim)
-    first.attend(queries, attention_mask=None, scaling=1.0, position_ids=None)
+    first.attend(queries, mask=Mask.of(None), scaling=1.0, position_ids=None)
     assert len(last.latent_keys) == 0
     assert last.latent_keys.nbytes() == first.latent_keys.nbytes() > 0
 
@@ -210,7 +211,7 @@ def test_looking_into_and_cropping_an_unfinished_context_are_refused() -> None:
     cache = KVCache([StreamingLatentLayer(lambda tokens: pairs)])
     layer, states = cache.layers[0], torch.randn(1, 2, 6, 8)
     layer.update(states, states)
-    layer.attend(torch.randn(1, 4, 6, 8), attention_mask=None, scaling=1.0, position_ids=None)
+    layer.attend(torch.randn(1, 4, 6, 8), mask=Mask.of(None), scaling=1.0, position_ids=None)
     with pytest.raises(kvgauge.UserError, match="compress"):
         layer.dense()
     with pytest.raises(kvgauge.UserError, match="compress"):
