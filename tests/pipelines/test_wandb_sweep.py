@@ -79,6 +79,7 @@ def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("WANDB_PROJECT", "kvgauge")
     monkeypatch.setenv("WANDB_SWEEP_ID", "grid")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    wandb.teardown()  # W&B keeps the settings of its first run in a process
     yield agents.Agent(None, multiprocessing.Queue(), sweep_id="grid")
     wandb.teardown()
 
