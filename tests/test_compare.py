@@ -162,8 +162,8 @@ def test_nothing_in_common(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         (["{a}", "{a}", "--htm"], "--htm"),
         (["{a}", "{a}/nothing"], "neither a directory nor a git revision"),
         (["{a}", "{a}/evaluate/one/meta.json"], "holds no finished results"),
-        (["{a}", "{a}", "--html", "{a}"], "cannot be written"),
-        (["{a}", "{a}", "--html", "{a}/evaluate/one/meta.json/page.html"], "cannot write"),
+        (["{a}", "{a}", "--html", "{a}"], "name another file with --html"),
+        (["{a}", "{a}", "--html", "{a}/evaluate/one/meta.json/page.html"], "name another file with --html"),
     ],
 )
 def test_mistakes_end_in_one_line(

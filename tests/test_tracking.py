@@ -58,6 +58,7 @@ def test_an_offline_run_holds_configuration_metrics_and_table(artifact, monkeypa
     assert '"all/score"' in shown
     assert meta["fingerprint"] in shown
     assert "config_hash" in shown
+    assert '"resolved"' not in shown  # only where a sweep overwrites keys of the configuration
     (table,) = run.glob("files/media/table/*.json")
     assert "ksvd@0.5" in json.dumps(json.loads(table.read_text())["data"])
 

@@ -17,7 +17,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
-from kvgauge.artifacts import replacing
 from kvgauge.errors import UserError
 from kvgauge.report.comparison import SideBySide, side_by_side
 from kvgauge.report.comparison_page import comparison_page
@@ -74,10 +73,10 @@ def _text(found: SideBySide, a: Results, b: Results) -> str:
 
 def _write(path: Path, page: str) -> None:
     try:
-        with replacing(path) as scratch:
-            scratch.write_text(page, encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}; name another file") from error
+        raise UserError(f"cannot write {path}: {error.strerror or error}: name another file with --html") from error
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def _track_wandb(cfg: DictConfig, directory: Path) -> None:
             resume="allow",
             mode=mode,
             dir=cfg.artifacts,
-            config=config | {"config_hash": digest(config), "fingerprint": meta["fingerprint"], **environment()},
+            config=config | _identity(config, meta) | environment(),
             settings=wandb.Settings(console="off", x_disable_stats=True, silent=True),
         )
     except wandb.Error as error:
@@ -92,6 +92,12 @@ def _track_wandb(cfg: DictConfig, directory: Path) -> None:
             run.log({name: wandb.Table(dataframe=pd.json_normalize(rows))})
         for picture in sorted(directory.glob("*.png")):
             run.log({picture.stem: wandb.Image(str(picture))})
+
+
+def _identity(config: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells the runs apart; in a sweep also the configuration, whose keys W&B overwrites with its parameters."""
+    hashes = {"config_hash": digest(config), "fingerprint": meta["fingerprint"]}
+    return hashes | ({"resolved": config} if os.environ.get("WANDB_SWEEP_ID") else {})
 
 
 def run_id(meta: Mapping[str, Any]) -> str:

@@ -167,8 +167,9 @@ def test_damage_is_told_by_the_revision_s_own_path(here: Path) -> None:
         ("HEAD:/artifacts", "write the path from the root of the repository"),
     ],
 )
-def test_mistakes(where: str, words: str, here: Path) -> None:
+def test_mistakes(where: str, words: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert words in refused(where)
+    assert capsys.readouterr().err == ""
 
 
 def test_outside_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

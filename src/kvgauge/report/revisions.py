@@ -58,13 +58,13 @@ def extract(revision: str, path: str, target: Path) -> Path:
         raise UserError(f"{where} cannot be read: {error}") from error
     except DvcException as error:
         raise UserError(f"{revision} is neither a directory nor a git revision that can be read: {error}") from error
-    for output in unmade:
-        print(f"left out, not made at {revision}: {output} (dvc repro, then commit dvc.lock)", file=sys.stderr)
     if not contents:
         made = "no results" if not unmade else "outputs of DVC, but dvc.lock has none of them"
         raise UserError(
             f"there are {made} at {where}: name where they stand ({revision}:path), or `dvc repro` and commit dvc.lock"
         )
+    for output in unmade:
+        print(f"left out, not made at {revision}: {output} (dvc repro, then commit dvc.lock)", file=sys.stderr)
     for name, content in contents.items():
         written = target / name
         written.parent.mkdir(parents=True, exist_ok=True)
