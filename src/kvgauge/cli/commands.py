@@ -30,6 +30,7 @@ COMMANDS: dict[str, str] = {
     "evaluate": f"{STAGES}evaluate",
     "latency": f"{STAGES}latency",
     "report": f"{STAGES}report",
+    "compare": "kvgauge.compare",
     "estimate": "kvgauge.measure.estimate",
     "lm-eval": "kvgauge.lm_eval",
     "methods": "kvgauge.cli.methods",

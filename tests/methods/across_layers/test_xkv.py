@@ -243,7 +243,7 @@ def test_sliding_windows_are_refused(name):
         "num_key_value_heads": 1,
     }
     model, _ = kvgauge.load_model("tiny/mistral", architecture=spec)
-    with pytest.raises(UserError, match="nothing to compress .* window of 16 tokens"):
+    with pytest.raises(UserError, match=r"nothing to compress .* window of 16 tokens"):
         kvgauge.build_method(name).new_cache(model)
 
 
