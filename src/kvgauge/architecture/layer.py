@@ -92,6 +92,22 @@ class LayerFacts:
         """H, N, and the dimensions of keys and values."""
         return self.num_attention_heads, self.num_key_value_heads, self.head_dim, self.value_head_dim
 
+    @property
+    def features(self) -> tuple[str, ...]:
+        """What the layer has that plain attention has not, in words."""
+        named = {
+            "a window": self.kind is Kind.WINDOW,
+            "chunks": self.kind is Kind.CHUNK,
+            "latents (MLA)": self.latent is not None,
+            "an indexer (sparse attention)": self.kind is Kind.SPARSE,
+            "a cache of its own form": self.kind is Kind.OTHER,
+            "states of linear attention": self.kind is Kind.LINEAR or self.state_nbytes > 0,
+            "another layer's cache": self.kind is Kind.SHARED,
+            "a soft cap on scores": self.softcap is not None,
+            "sink logits": self.sink_logits,
+        }
+        return tuple(name for name, there in named.items() if there)
+
     def held_tokens(self, tokens: int) -> int:
         """How many of `tokens` tokens transformers' own cache holds: a window less the token that comes next."""
         return tokens if self.window is None else min(tokens, max(1, self.window - 1))

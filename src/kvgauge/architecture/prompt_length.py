@@ -23,13 +23,13 @@ FIXED = "fixed"  # a rope type that transformers' modules do not adapt
 
 def length_dependent(model: PreTrainedModel) -> str | None:
     """The rope type of `model` whose frequencies depend on the length of a prompt; None where there is none."""
-    return next((kind for _, kinds in _modules(model) for kind in kinds.values() if kind in LENGTH_DEPENDENT), None)
+    adapting = _adapting(decoder(model))
+    return next((kind for _, kinds in adapting for kind in kinds.values() if kind in LENGTH_DEPENDENT), None)
 
 
 def fixed_length(model: PreTrainedModel) -> int | None:
     """The length that `fix_length` was called with; None where frequencies adapt, or have no need to."""
-    length: int | None = getattr(model, "_kvgauge_fixed_length", None)
-    return length
+    return _fixed(decoder(model))
 
 
 @torch.no_grad()
@@ -42,12 +42,12 @@ def fix_length(model: PreTrainedModel, tokens: int) -> None:
         model: any decoder.
         tokens: of the prompt with all that will be generated after it.
     """
-    if length_dependent(model) is None or fixed_length(model) == tokens:
+    root = decoder(model)
+    if not _adapting(root) or _fixed(root) == tokens:
         return
-    release_length(model)
-    for module, kinds in _modules(model):
-        position = torch.tensor([[tokens - 1]], device=model.device)
-        like = torch.empty(0, device=model.device)
+    _release(root)
+    for module, kinds in _adapting(root):
+        like, position = torch.empty(0, device=model.device), torch.tensor([[tokens - 1]], device=model.device)
         if isinstance(module.rope_type, dict):
             for layer_type in kinds:
                 module(like, position, layer_type)
@@ -56,25 +56,12 @@ def fix_length(model: PreTrainedModel, tokens: int) -> None:
         else:
             module(like, position_ids=position)
             vars(module)["rope_type"] = FIXED
-        vars(module)["_kvgauge_rope_types"] = kinds
-    model._kvgauge_fixed_length = tokens
+    vars(root)["_kvgauge_fixed_length"] = tokens
 
 
-@torch.no_grad()
 def release_length(model: PreTrainedModel) -> None:
     """Undo `fix_length`, and forget all that earlier prompts left in the rotary modules."""
-    for module, kinds in _modules(model):
-        vars(module)["rope_type"] = kinds if isinstance(module.rope_type, dict) else kinds[""]
-        for prefix in (f"{name}_" if name else "" for name in kinds):
-            original = getattr(module, f"{prefix}original_inv_freq", None)
-            if original is not None:
-                buffer = getattr(module, f"{prefix}inv_freq")
-                setattr(module, f"{prefix}inv_freq", original.clone().to(buffer.device))
-            if hasattr(module, f"{prefix}max_seq_len_cached"):
-                setattr(module, f"{prefix}max_seq_len_cached", module.original_max_seq_len)
-        if hasattr(module, "max_seq_len_cached"):
-            module.max_seq_len_cached = module.original_max_seq_len
-    model._kvgauge_fixed_length = None
+    _release(decoder(model))
 
 
 @contextmanager
@@ -95,23 +82,47 @@ def install(model: PreTrainedModel) -> None:
 
     Models whose frequencies do not depend on the length are left alone, and so is a length that was fixed.
     """
-    if length_dependent(model) is None:
-        return
-
-    def forget(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        cache = kwargs.get("past_key_values")
-        if fixed_length(model) is None and (cache is None or not cache.get_seq_length()):
-            release_length(model)
-
-    decoder(model).register_forward_pre_hook(forget, with_kwargs=True)
+    if length_dependent(model) is not None:
+        decoder(model).register_forward_pre_hook(_forget, with_kwargs=True)
 
 
-def _modules(model: PreTrainedModel) -> list[tuple[nn.Module, dict[str, str]]]:
+def _forget(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    cache = kwargs.get("past_key_values")
+    if _fixed(root) is None and (cache is None or not cache.get_seq_length()):
+        _release(root)
+
+
+@torch.no_grad()
+def _release(root: nn.Module) -> None:
+    for module, kinds in _adapting(root):
+        vars(module)["rope_type"] = kinds if isinstance(module.rope_type, dict) else kinds[""]
+        for prefix in (f"{name}_" if name else "" for name in kinds):
+            original = getattr(module, f"{prefix}original_inv_freq", None)
+            if original is not None:
+                buffer = getattr(module, f"{prefix}inv_freq")
+                setattr(module, f"{prefix}inv_freq", original.clone().to(buffer.device))
+            if hasattr(module, f"{prefix}max_seq_len_cached"):
+                setattr(module, f"{prefix}max_seq_len_cached", module.original_max_seq_len)
+        if hasattr(module, "max_seq_len_cached"):
+            module.max_seq_len_cached = module.original_max_seq_len
+    vars(root)["_kvgauge_fixed_length"] = None
+
+
+def _fixed(root: nn.Module) -> int | None:
+    length: int | None = vars(root).get("_kvgauge_fixed_length")
+    return length
+
+
+def _adapting(root: nn.Module) -> list[tuple[nn.Module, dict[str, str]]]:
     """Rotary modules that adapt, with their rope types by layer type ("" where there is one type for all)."""
+    known: list[tuple[nn.Module, dict[str, str]]] | None = vars(root).get("_kvgauge_adapting")
+    if known is not None:
+        return known
     found = []
-    for module in decoder(model).modules():
-        kinds = getattr(module, "_kvgauge_rope_types", None) or getattr(module, "rope_type", None)
+    for module in root.modules():
+        kinds = getattr(module, "rope_type", None)
         kinds = {"": kinds} if isinstance(kinds, str) else kinds
         if isinstance(kinds, dict) and any(kind in LENGTH_DEPENDENT for kind in kinds.values()):
             found.append((module, dict(kinds)))
+    vars(root)["_kvgauge_adapting"] = found
     return found

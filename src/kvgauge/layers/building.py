@@ -44,6 +44,9 @@ def placed(cache: AnyCache, model: PreTrainedModel, *, turning: bool = False) ->
     if turning and facts.latent is None:
         found = [layer_rotation(model, layer).frame for layer in range(facts.num_layers)]
         frames = [None if frame.identity else frame for frame in found]
+    plain = len(facts.layers) == facts.num_layers and all(frame is None for frame in frames)
+    if plain and not any(layer.readers or layer.state_nbytes for layer in facts.layers):
+        return cache  # no layer is left to transformers
     cache.place(
         Placement(
             own=facts.compressed,

@@ -217,7 +217,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "kimi_linear": {"model_type": "kimi_linear", "layer_types": HYBRID * 2, "num_experts_per_token": 2}
     | LATENTS
     | GROUPED
-    | {"q_lora_rank": None, "head_dim": 16},
+    | {"q_lora_rank": None, "head_dim": 16, "linear_head_dim": 16, "linear_num_heads": 4},
     "recurrent_gemma": {
         "model_type": "recurrent_gemma",
         "attention_window_size": WINDOW,
