@@ -141,5 +141,5 @@ def test_the_operator_can_be_traced():
     query, rows = torch.randn(1, 2, 2, 8), side_by_side(1, 2, 20, 8, torch.float32)
     asking, expansion = torch.randn(2, 8, 8), torch.randn(2, 5, 8)
     for counting in (False, True):
-        arguments = (query, rows, rows, asking, expansion, 0.3, None, counting)
+        arguments = (query, rows, rows, asking, expansion, 0.3, 2.0, torch.randn(4), None, counting)
         torch.library.opcheck(torch.ops.kvgauge.decode_attention, arguments)

@@ -83,7 +83,8 @@ def broken(monkeypatch, name):
 
 
 def without_mask(module, query, key, value, attention_mask, **kwargs):
-    return sdpa_attention_forward(module, query, key, value, torch.ones_like(attention_mask), **kwargs)
+    mask = None if attention_mask is None else torch.ones_like(attention_mask)
+    return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
 
 
 @pytest.mark.parametrize(

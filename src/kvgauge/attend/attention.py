@@ -172,11 +172,11 @@ def exact_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Mask, sca
 
     A plain causal mask is aligned at the last token.
     """
-    if not Scaling.of(scaling).plain:
-        return segmented_attention(query, [ExactSegment(keys, values)], mask, scaling)
     queries, tokens, gqa = query.shape[2], keys.shape[2], query.shape[1] != keys.shape[1]
     if queries == 1 and not mask.by_head:
         return _one_query(query, keys, values, mask, scaling)
+    if not Scaling.of(scaling).plain:
+        return segmented_attention(query, [ExactSegment(keys, values)], mask, scaling)
     bias = mask.bias(query, tokens)
     output = torch.nn.functional.scaled_dot_product_attention(
         query, keys, values, attn_mask=bias, scale=scaling, is_causal=bias is None, enable_gqa=gqa
@@ -192,8 +192,13 @@ def _one_query(query: Tensor, keys: Tensor, values: Tensor, mask: Mask, scaling:
     fused = None
     if mask.hides_only:
         fused = decode_attention(grouped, keys, values, scaling, mask.row(batch, tokens))
+    full = Scaling.of(scaling)
     if fused is not None:
-        return fused[0].reshape(batch, 1, heads, values.shape[-1])
+        output, left = fused[0], full.share(fused[1])
+        output = output if left is None else output * left[..., None].to(output.dtype)
+        return output.reshape(batch, 1, heads, values.shape[-1])
+    if not full.plain:
+        return segmented_attention(query, [ExactSegment(keys, values)], mask, scaling)
     bias = mask.bias(query, tokens)
     output = torch.nn.functional.scaled_dot_product_attention(grouped, keys, values, attn_mask=bias, scale=scaling)
     return output.reshape(batch, 1, heads, values.shape[-1])
@@ -236,9 +241,6 @@ def _attend_one(
     """One query per head: every segment attends on its own, and their normalisers join them. None where none can."""
     if not (mask.hides_only and any(isinstance(segment, OnePassSegment) for segment in segments)):
         return None
-    full = Scaling.of(scaling)
-    if full.softcap is not None:
-        return None
     batch, heads, _, head_dim = query.shape
     kv_heads = segments[0].num_key_value_heads
     grouped = query.reshape(batch, kv_heads, heads // kv_heads, head_dim)
@@ -257,14 +259,14 @@ def _attend_one(
         total = normalisers.logsumexp(dim=0)
         shares = torch.softmax(normalisers, dim=0).to(query.dtype)
         output = sum(part * share[..., None] for (part, _), share in zip(parts, shares, strict=True))
-    left = full.share(total)
+    left = Scaling.of(scaling).share(total)
     output = output if left is None else output * left[..., None].to(output.dtype)
     return output.reshape(batch, 1, heads, -1)
 
 
 def _attend_alone(segment: Segment, query: Tensor, scaling: float, mask: Mask) -> tuple[Tensor, Tensor]:
     """The output and the log-normalisers of one segment that has no pass of its own."""
-    scores = segment.scores(query * scaling)
+    scores = Scaling.of(scaling).capped(segment.scores(query * scaling))
     scores = scores if scores.dtype.itemsize >= 4 else scores.float()
     mask.block(0, 1, len(segment)).apply_(scores)
     return segment.mix(torch.softmax(scores, dim=-1).to(query.dtype)), scores.logsumexp(dim=-1)

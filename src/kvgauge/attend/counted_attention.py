@@ -69,7 +69,7 @@ def counted_attention(
     kv_heads, entries = keys.shape[1:3]
     groups, past = heads // kv_heads, entries - queries
     full = Scaling.of(scaling)
-    if queries == 1 and valid is None and full.plain:
+    if queries == 1 and valid is None:
         grouped = query.reshape(batch, kv_heads, groups, head_dim)
         counted = counted_decode_attention(grouped, keys, values, scaling, cardinalities)
         if counted is not None:

@@ -90,7 +90,8 @@ struct Attention {
   int64_t sequences, heads, query_dim, output_dim, rank_k, rank_v, tokens, block;
   int64_t key_strides[3], value_strides[3];  // of sequences, heads and dimensions, in numbers
   int64_t mask_stride, counts_stride;
-  float scaling;
+  float scaling, softcap;            // scores become softcap · tanh(scores / softcap); 0: they stay
+  const float* sinks;                // (heads, G), logits in the normalisers that stand for no token; or null
   int threads;
 };
 
@@ -164,6 +165,7 @@ void attend_block(const Attention& a, int64_t pair, int64_t start, int64_t count
   const int32_t* counts = a.counts ? a.counts + sequence * a.counts_stride + start : nullptr;
   for (int g = 0; g < G; ++g) {
     float* own = scores + g * a.block;
+    if (a.softcap > 0.f) cap(own, count, a.softcap);
     if (seen) hide(own, seen, count);
     if (counts) hide(own, counts, count);
     hide_rest(own, count);
@@ -188,6 +190,9 @@ void join(const Attention& a, int64_t pair, const float* parts, int64_t part, in
   for (int g = 0; g < G; ++g) {
     float top = LOWEST, sum = 0.f;
     for (int64_t b = 0; b < blocks; ++b) top = std::max(top, parts[b * part + G * a.rank_v + g]);
+    const float sink = a.sinks ? a.sinks[pair % a.heads * G + g] : LOWEST;
+    top = std::max(top, sink);
+    if (a.sinks) sum = expf(sink - top);
     std::fill(mixed.begin(), mixed.end(), 0.f);
     for (int64_t b = 0; b < blocks; ++b) {
       const float* own = parts + b * part;

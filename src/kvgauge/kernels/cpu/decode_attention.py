@@ -13,6 +13,7 @@ import ctypes
 import torch
 from torch import Tensor
 
+from kvgauge.architecture.scaling import Scaling
 from kvgauge.kernels.cpu.library import library
 from kvgauge.kernels.cpu.operators import OPERATORS, compiled_for, pointer, run
 
@@ -24,7 +25,7 @@ ENOUGH_TASKS = 32
 
 OPERATORS.define(
     "decode_attention(Tensor query, Tensor keys, Tensor values, Tensor? asking, Tensor? expansion, float scaling, "
-    "Tensor? mask, bool counting) -> (Tensor, Tensor, Tensor)"
+    "float softcap, Tensor? sinks, Tensor? mask, bool counting) -> (Tensor, Tensor, Tensor)"
 )
 
 
@@ -44,7 +45,7 @@ def decode_attention(
         query: (batch, num_key_value_heads, group, query_dim).
         keys, values: (batch, num_key_value_heads, tokens, rank_k) and (…, rank_v), views of storage in which the tokens
             of a dimension stand side by side.
-        scaling: factor on the scores.
+        scaling: factor on the scores, or a `Scaling`: its soft cap is applied, its sinks are left to who joins outputs.
         mask: (batch, tokens), False hides a token; or int32, how many tokens each entry stands for, 0 for none; None
             hides none.
         asking: (num_key_value_heads, query_dim, rank_k), contiguous: keys are asked with ``query @ asking``; None asks
@@ -58,7 +59,8 @@ def decode_attention(
     """
     if not applies(query, keys, values):
         return None
-    arguments = (query, keys, values, asking, expansion, scaling, mask, False)
+    softcap = Scaling.of(scaling).softcap or 0.0
+    arguments = (query, keys, values, asking, expansion, float(scaling), softcap, None, mask, False)
     output, lse, _ = run(torch.ops.kvgauge.decode_attention, _decode_attention, *arguments)
     return output, lse
 
@@ -69,7 +71,8 @@ def counted_decode_attention(
     """The attention output, and what each entry received of its group: the column sums of the softmax.
 
     Args:
-        query, keys, values, scaling, mask: as in `decode_attention`.
+        query, keys, values, mask: as in `decode_attention`.
+        scaling: factor on the scores, or a `Scaling`, all of which is applied.
 
     Returns:
         (batch, num_key_value_heads, group, rank_v) in the dtype of `query`, and (batch, num_key_value_heads, tokens) in
@@ -77,7 +80,9 @@ def counted_decode_attention(
     """
     if not applies(query, keys, values):
         return None
-    arguments = (query, keys, values, None, None, scaling, mask, True)
+    full = Scaling.of(scaling)
+    sinks = None if full.sinks is None else full.sinks.float().contiguous()
+    arguments = (query, keys, values, None, None, float(scaling), full.softcap or 0.0, sinks, mask, True)
     output, _, received = run(torch.ops.kvgauge.decode_attention, _decode_attention, *arguments)
     return output, received
 
@@ -100,6 +105,8 @@ def _decode_attention(
     asking: Tensor | None,
     expansion: Tensor | None,
     scaling: float,
+    softcap: float,
+    sinks: Tensor | None,
     mask: Tensor | None,
     counting: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -137,6 +144,8 @@ def _decode_attention(
             *(seen_stride, seen_stride),
         ),
         ctypes.c_float(scaling),
+        ctypes.c_float(softcap),
+        pointer(sinks),
         ctypes.c_int(torch.get_num_threads()),
         ctypes.c_int(keys.dtype == torch.bfloat16),
     )
@@ -155,6 +164,8 @@ def _shapes(
     asking: Tensor | None,
     expansion: Tensor | None,
     scaling: float,
+    softcap: float,
+    sinks: Tensor | None,
     mask: Tensor | None,
     counting: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:

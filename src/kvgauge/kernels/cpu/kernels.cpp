@@ -20,7 +20,8 @@ extern "C" {
 // compiled.
 int kvgauge_attend(const float* query, const void* keys, const void* values, const void* asking, const void* expansion,
                    const uint8_t* mask, const int32_t* counts, float* output, float* lse, float* received,
-                   const int64_t* sizes, const int64_t* strides, float scaling, int threads, int half) {
+                   const int64_t* sizes, const int64_t* strides, float scaling, float softcap, const float* sinks,
+                   int threads, int half) {
   Attention a;
   a.query = query, a.keys = keys, a.values = values, a.asking = asking, a.expansion = expansion, a.mask = mask;
   a.counts = counts, a.output = output, a.lse = lse, a.received = received;
@@ -29,6 +30,7 @@ int kvgauge_attend(const float* query, const void* keys, const void* values, con
   std::copy(strides, strides + 3, a.key_strides);
   std::copy(strides + 3, strides + 6, a.value_strides);
   a.mask_stride = strides[6], a.counts_stride = strides[7], a.scaling = scaling, a.threads = threads;
+  a.softcap = softcap, a.sinks = sinks;
   const int group = static_cast<int>(sizes[2]);
   return half ? attend_group<uint16_t>(a, group) : attend_group<float>(a, group);
 }

@@ -98,6 +98,17 @@ inline Vector exponential(Vector x) {
   return sum * power;
 }
 
+// scores become cap · tanh(scores / cap), up to the end of the last vector: tanh x = ±(1 - e) / (1 + e), e = e^(-2|x|).
+inline void cap(float* scores, int64_t count, float cap) {
+  for (int64_t t = 0; t < count; t += LANES) {
+    const Vector x = numbers(scores + t) / cap;
+    const Vector negative = x < 0.f ? x : -x;
+    const Vector e = exponential(negative * 2.f);
+    const Vector size = (1.f - e) / (1.f + e) * cap;
+    store(scores + t, x < 0.f ? -size : size);
+  }
+}
+
 inline float largest_of(Vector x) {
   float largest = x[0];
   for (int lane = 1; lane < LANES; ++lane) largest = x[lane] > largest ? x[lane] : largest;
