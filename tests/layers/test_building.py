@@ -189,3 +189,13 @@ def test_a_cache_needs_a_layer_for_each_that_may_be_compressed(attached):
         placed(KVCache([ExactLayer() for _ in range(4)]), attached("gemma3"))
     with pytest.raises(UserError, match="adds positions to its hidden states"):
         placed(KVCache([ExactLayer() for _ in range(4)]), attached("gpt2"), turning=True)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "qwen3_next", "falcon_h1", "lfm2", "gemma3n", "mistral-window"])
+@pytest.mark.parametrize("beams", [1, 2])
+def test_generate_is_that_of_transformers(name, beams, zoo, attached):
+    tokens = ids(2, 90)
+    options = {"max_new_tokens": 6, "do_sample": False, "num_beams": beams, "attention_mask": torch.ones_like(tokens)}
+    expected = zoo(name).generate(tokens, past_key_values=own_cache(zoo(name)), **options)
+    found = attached(name).generate(tokens, past_key_values=exact_cache(attached(name)), **options)
+    assert torch.equal(found, expected)

@@ -6,6 +6,12 @@ import json
 
 import pytest
 import torch
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import kvgauge
@@ -17,7 +23,7 @@ from kvgauge.models import gate
 from kvgauge.models.attaching import attach
 from kvgauge.models.cut_down import cut_down
 from kvgauge.models.gate import GateReport, check_model, require
-from kvgauge.models.zoo import ARCHITECTURES, zoo_model
+from kvgauge.models.zoo import ARCHITECTURES, BASE, zoo_model
 
 REFUSED = {
     "doge": "uses cached keys outside of its attention function",
@@ -26,7 +32,7 @@ REFUSED = {
     "gptj": "attention code of its own that cannot be replaced",
     "bloom": "attention code of its own that cannot be replaced",
     "mpt": "attention code of its own that cannot be replaced",
-    "recurrent_gemma": "keeps states in its modules",
+    "recurrent_gemma": "keeps states elsewhere than in its cache",
     "deepseek_v32": r"an indexer chooses \(sparse attention\)",
 }
 
@@ -147,3 +153,24 @@ def test_half_precision_is_compared_in_float32():
     report = require(model)
     assert report.difference < 1e-5 and report.allowed == 1e-4
     assert all(layer.rotation for layer in report.layers if layer.compressible)
+
+
+TEXT = BASE | {"pad_token_id": 0, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
+VISION = {"hidden_size": 32, "num_hidden_layers": 1, "depth": 1, "num_attention_heads": 2, "num_heads": 2}
+VISION |= {"intermediate_size": 32, "image_size": 28, "patch_size": 14, "out_hidden_size": 64}
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "qwen2_5_vl"])
+def test_the_text_decoder_inside_a_model_of_several_modalities(kind):
+    text = dict(TEXT)
+    if kind == "gemma3":
+        text |= ARCHITECTURES["gemma3"] | {"rope_parameters": None}
+        text.pop("model_type")
+        model = Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=VISION))
+    else:
+        text["rope_parameters"] |= {"mrope_section": [2, 3, 3]}
+        model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=VISION))
+    attach(model.eval())
+    report = require(model)
+    assert report.difference < 1e-5 and report.turning is None
+    assert model_facts(model).compressed == ((1, 3) if kind == "gemma3" else (0, 1, 2, 3))

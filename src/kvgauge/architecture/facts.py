@@ -233,7 +233,9 @@ def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
 
 def attention_device(model: PreTrainedModel, layer: int) -> torch.device:
     """Where a layer attends; layers are counted among those that may be compressed."""
-    return next(attention_modules(model)[layer].parameters()).device
+    module = attention_modules(model)[layer]
+    held: list[Tensor] = [*module.parameters(), *module.buffers()]  # packed weights are buffers
+    return held[0].device
 
 
 def output_weight(model: PreTrainedModel, layer: int) -> Tensor:

@@ -75,8 +75,11 @@ def glimpse(model: PreTrainedModel, positions: Sequence[int]) -> Glimpse:
             use_cache=True,
             **({"position_ids": places} if seen.positioned else {}),
         )
-    except (ValueError, TypeError, RuntimeError, AttributeError, NotImplementedError) as error:
-        raise UserError(f"{type(model).__name__} does not run with transformers' own cache: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # whatever it is, the model cannot be looked at
+        reason = str(error)[:160]
+        raise UserError(f"{type(model).__name__} does not run with transformers' own cache: {reason}") from error
     finally:
         model.train(training)
     for layer, (keys, values) in cache.given.items():

@@ -24,6 +24,10 @@ class HeadFrame:
     order: Tensor | None = None
     weight: Tensor | None = None
 
+    def to(self, device: torch.device) -> HeadFrame:
+        """The same on a device, where it is used without copies."""
+        return HeadFrame(*(None if part is None else part.to(device) for part in (self.order, self.weight)))
+
     @property
     def identity(self) -> bool:
         """Keys and queries of the frame are the model's own."""

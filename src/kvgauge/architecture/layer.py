@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from kvgauge.architecture.kinds import Keeping, Kind
-from kvgauge.architecture.modules import projection, weight_of
+from kvgauge.architecture.modules import out_features, projection
 
 HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
 KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "kv_heads", "n_kv_heads")
@@ -165,8 +165,7 @@ def _key_value_shape(module: nn.Module, config: object, heads: int) -> tuple[int
 
 def _out_features(module: nn.Module, pattern: re.Pattern[str]) -> int | None:
     found = projection(module, pattern)
-    weight = None if found is None else weight_of(found)
-    return None if weight is None else weight.shape[0]
+    return None if found is None else out_features(found)
 
 
 def _latent(module: nn.Module) -> LatentFacts | None:

@@ -39,11 +39,19 @@ def cached_attention(model: PreTrainedModel) -> dict[int, nn.Module]:
 
 
 def projection(module: nn.Module, pattern: re.Pattern[str]) -> nn.Module | None:
-    """The first child of `module` with a weight matrix and a name that fits `pattern`."""
+    """The first child of `module` that multiplies with weights, in whatever form, and whose name fits `pattern`."""
     for name, child in module.named_children():
-        if pattern.search(name) and weight_of(child) is not None:
+        held = (*child.parameters(), *child.buffers())
+        if pattern.search(name) and "norm" not in name and held:
             return child
     return None
+
+
+def out_features(module: nn.Module) -> int | None:
+    """How many numbers a projection makes; None where it does not say."""
+    said = getattr(module, "out_features", None)
+    weight = weight_of(module)
+    return said if isinstance(said, int) else None if weight is None else weight.shape[0]
 
 
 def weight_of(module: nn.Module) -> Tensor | None:
@@ -58,7 +66,9 @@ def weight_of(module: nn.Module) -> Tensor | None:
 def _attentions(root: nn.Module) -> Iterator[tuple[int, nn.Module]]:
     for module in root.modules():
         index = getattr(module, "layer_idx", None)
-        if isinstance(index, int) and projection(module, KEY_PROJECTION) is not None and not _recurrent(module):
+        if not isinstance(index, int) or index < 0 or _recurrent(module):
+            continue
+        if projection(module, KEY_PROJECTION) is not None:
             yield index, module
 
 

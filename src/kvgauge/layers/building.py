@@ -42,7 +42,7 @@ def placed(cache: AnyCache, model: PreTrainedModel, *, turning: bool = False) ->
         )
     frames: list[HeadFrame | None] = [None] * facts.num_layers
     if turning and facts.latent is None:
-        found = [layer_rotation(model, layer).frame for layer in range(facts.num_layers)]
+        found = [layer_rotation(model, layer).frame.to(model.device) for layer in range(facts.num_layers)]
         frames = [None if frame.identity else frame for frame in found]
     plain = len(facts.layers) == facts.num_layers and all(frame is None for frame in frames)
     if plain and not any(layer.readers or layer.state_nbytes for layer in facts.layers):

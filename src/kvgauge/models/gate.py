@@ -48,6 +48,7 @@ MOST_PARAMETERS = 2 * 10**9  # of the copy in float32
 ROWS, PADDING, PASSES, STEPS = 2, 9, (50, 20), 4
 WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size")
 NARROW = 24  # tokens of a window, which a few tokens pass
+LONGEST = 160  # characters of another library's error in a message
 QUANTILE = 0.75  # of the tokens of a part: a rounding may send a token to another expert
 
 
@@ -173,9 +174,13 @@ def _check_shapes(model: PreTrainedModel, facts: ModelFacts) -> None:
     seen = glimpse(model, [0])
     for layer in facts.layers:
         if layer.kind is Kind.LINEAR and not layer.state_nbytes:
-            raise UserError(f"{facts.name} keeps states in its modules, where prompts meet, and not in its cache")
-        if (layer.index in seen.keys) != (layer.cached_width > 0):
-            raise UserError(f"layer {layer.index} of {facts.name} caches what its configuration does not say")
+            raise UserError(f"{facts.name} keeps states elsewhere than in its cache, where prompts meet: not supported")
+        if layer.index in seen.keys and not layer.cached_width:
+            raise UserError(
+                f"layer {layer.index} of {facts.name} caches and has no attention of its own: not supported"
+            )
+        if layer.cached_width and layer.index not in seen.keys:
+            raise UserError(f"layer {layer.index} of {facts.name} attends and caches nothing: not supported")
         if layer.cached_width:
             found = seen.keys[layer.index].shape[-2:], seen.values[layer.index].shape[-2:]
             heads = layer.num_key_value_heads
@@ -222,15 +227,11 @@ def _difference(model: PreTrainedModel) -> tuple[float, float, bool]:
     mask[1:, :PADDING] = 0
     cuts = (*PASSES, *(1,) * STEPS)
     with _narrowed(compared):
-        with _of_transformers(compared):
+        with _of_transformers(compared), _refusing(model, "does not run as transformers itself has it"):
             theirs = _read(compared, own_cache(compared.config), ids, mask, cuts)
             whole = _read(compared, own_cache(compared.config), ids, mask, (ids.shape[1],))
-        try:
+        with _refusing(model, "uses cached keys outside of its attention function"):
             ours = _read(compared, exact_cache(compared), ids, mask, cuts)
-        except (AttributeError, TypeError, RuntimeError) as error:
-            raise UserError(
-                f"{type(model).__name__} uses cached keys outside of its attention function ({error}): not supported"
-            ) from error
     allowed = ALLOWED[compared.dtype]
     parts = (slice(0, sum(PASSES)), slice(sum(PASSES), None))
     valid = mask.bool()
@@ -270,6 +271,17 @@ def _of_transformers(model: PreTrainedModel) -> Iterator[None]:
     finally:
         model.set_attn_implementation(attention.NAME)
         narrow_linear.install(model)
+
+
+@contextmanager
+def _refusing(model: PreTrainedModel, reason: str) -> Iterator[None]:
+    """Whatever goes wrong inside is a reason to refuse the model."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{type(model).__name__} {reason} ({str(error)[:LONGEST]}): not supported") from error
 
 
 @contextmanager
