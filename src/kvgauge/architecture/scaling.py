@@ -33,8 +33,8 @@ class Scaling(float):
 
     @staticmethod
     def of(scaling: float) -> Scaling:
-        """A number as a scaling."""
-        return scaling if isinstance(scaling, Scaling) else Scaling(scaling)
+        """What a scaling does beside its factor: of a number nothing. No other use of the result counts."""
+        return scaling if isinstance(scaling, Scaling) else NOTHING
 
     @property
     def plain(self) -> bool:
@@ -64,3 +64,6 @@ class Scaling(float):
         _, heads, rows = normalisers.shape
         sinks = self.sinks.to(normalisers).view(heads, -1)
         return torch.sigmoid(normalisers - sinks.repeat_interleave(rows // sinks.shape[1], dim=1))
+
+
+NOTHING = Scaling(1.0)

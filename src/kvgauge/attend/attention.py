@@ -132,10 +132,12 @@ def attention_forward(
         UserError: the module asks for something that is not computed.
     """
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-    full = Scaling(factor, kwargs.get("softcap"), kwargs.get("s_aux"))
+    softcap, sinks = kwargs.get("softcap"), kwargs.get("s_aux")
+    plain = softcap is None and sinks is None
+    full = factor if plain else Scaling(factor, softcap, sinks)
     tensors = isinstance(key, Tensor)
-    _check(module, kwargs, NEUTRAL | {"position_bias"} if tensors and full.plain else NEUTRAL)
-    if isinstance(key, Tensor) and full.plain:
+    _check(module, kwargs, NEUTRAL | {"position_bias"} if tensors and plain else NEUTRAL)
+    if isinstance(key, Tensor) and plain:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
@@ -144,9 +146,8 @@ def attention_forward(
     if isinstance(key, Tensor):
         return exact_attention(query, key, value, Mask.of(attention_mask), full).contiguous(), None
     attending = key.for_module(module) if isinstance(key, ServesModules) else key
-    passed: float = factor if full.plain else full
     mask, positions = Mask.of(attention_mask), kwargs.get("position_ids")
-    return attending.attend(query, mask=mask, scaling=passed, position_ids=positions).contiguous(), None
+    return attending.attend(query, mask=mask, scaling=full, position_ids=positions).contiguous(), None
 
 
 def _check(module: nn.Module, kwargs: dict[str, Any], known: Set[str]) -> None:

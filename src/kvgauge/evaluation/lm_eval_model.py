@@ -28,6 +28,7 @@ from kvgauge.contract.fitting import learns
 from kvgauge.contract.method import Method
 from kvgauge.errors import UserError
 from kvgauge.evaluation.decoding import prefill
+from kvgauge.layers.adoption import Prefill
 from kvgauge.layers.cache import KVCache
 from kvgauge.methods.exact.full import Full
 from kvgauge.methods.registry import build_method
@@ -102,7 +103,7 @@ class KVGaugeLM(HFLM):
             mask: (batch, tokens), False on padding; None where nothing is padded.
         """
         cache = self.method.new_cache(self.model, self.fitted)
-        if self.method.needs.exact_prefill and not self.method.needs.sees_inputs:
+        if cache.prefill is Prefill.EXACT:
             cache.adopt(self._exact_cache(context, mask))
         else:
             cache.expect(context.shape[1])

@@ -46,6 +46,17 @@ def copied(layer: Any) -> Any:
     return other
 
 
+def recordable(layer: Any) -> bool:
+    """Autograd can record passes that read it: nothing is written in place."""
+    return not isinstance(layer, LinearAttentionCacheLayerMixin)
+
+
+def detach(layer: Any) -> None:
+    """Leave the graph of a recorded pass: what comes next does not reach back into it."""
+    if getattr(layer, "keys", None) is not None:
+        layer.keys, layer.values = layer.keys.detach(), layer.values.detach()
+
+
 def select(layer: Any, rows: Tensor) -> None:
     """Keep the sequences `rows` of the batch, in that order, as often as they are named."""
     if isinstance(layer, LinearAttentionCacheLayerMixin):

@@ -14,6 +14,7 @@ import kvgauge
 from kvgauge import UserError
 from kvgauge.architecture.rotary import Rotary
 from kvgauge.evaluation.decoding import prefill
+from kvgauge.layers import others
 from kvgauge.methods.merging.gradient_entries import GradientEntries
 from kvgauge.methods.merging.gradient_merged import GradientMergingCache
 
@@ -115,6 +116,50 @@ def test_a_cache_that_compresses_by_itself_does_so_after_the_backward_pass(
         caches.append(cache)
     assert caches[1].remarks() == caches[0].remarks()
     assert torch.equal(logits[1], logits[0])
+
+
+@pytest.mark.parametrize("name", ["cohere", "glm", "phi"])
+def test_rows_of_a_padded_batch_stand_in_the_frame_of_their_layers(name: str, attached) -> None:
+    """Models whose rotation is not one of halves: what a row learns by itself must be of the same keys."""
+    model = attached(name)
+    ids = torch.randint(3, 300, (2, 6 * WINDOW), generator=torch.Generator().manual_seed(4))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[0, :20] = False
+
+    def logits(rows: Tensor, known: Tensor | None) -> Tensor:
+        cache, context = cache_of(model, max_entries=24), rows.shape[1] - 5
+        prefill(model, rows[:, :context], cache, mask=None if known is None else known[:, :context])
+        cache.compress()
+        return prefill(model, rows[:, context:], cache, mask=known)
+
+    together = logits(ids, mask)
+    torch.testing.assert_close(together[:1], logits(ids[:1, 20:], None), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(together[1:], logits(ids[1:], None), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["qwen3_next", "falcon_h1"])
+def test_states_that_are_written_in_place_are_refused(name: str, attached) -> None:
+    model = attached(name)
+    ids = torch.randint(3, 300, (1, 3 * WINDOW))
+    with pytest.raises(UserError, match="states of linear attention") as refusal:
+        prefill(model, ids, cache_of(model, max_entries=24))
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "llama4"])
+def test_windows_that_are_left_to_transformers_keep_no_graph_and_know_no_rows(name: str, attached) -> None:
+    model = attached(name)
+    ids = torch.randint(3, 300, (2, 6 * WINDOW), generator=torch.Generator().manual_seed(4))
+    cache = cache_of(model, max_entries=24)
+    prefill(model, ids, cache)
+    assert cache.gradient_windows > 2
+    held = [tensor for layer in cache.others() for tensor in others.tensors(layer)]
+    assert held and not any(tensor.requires_grad for tensor in held)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[0, :20] = False
+    with pytest.raises(UserError, match="batch_size=1") as refusal:
+        prefill(model, ids, cache_of(model, max_entries=24), mask=mask)
+    assert "\n" not in str(refusal.value)
 
 
 def test_inference_only_weights_are_one_line(model: PreTrainedModel) -> None:

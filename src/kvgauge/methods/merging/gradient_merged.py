@@ -18,6 +18,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from kvgauge.errors import UserError
+from kvgauge.layers import others
 from kvgauge.methods.merging.gradient_entries import GradientEntries
 from kvgauge.methods.merging.gradient_rows import hold_row, hold_rows
 from kvgauge.methods.merging.merged import MergedLayer
@@ -54,7 +55,7 @@ class GradientMergedLayer(MergedLayer):
 class GradientMergingCache(MergingCache):
     """Drives its own prefill: forward and backward, window by window."""
 
-    layers: list[GradientMergedLayer]
+    own: list[GradientMergedLayer]
 
     def __init__(self, layers: list[GradientMergedLayer], *, context_length: int | None = None) -> None:
         super().__init__(layers, context_length=context_length)
@@ -69,12 +70,19 @@ class GradientMergingCache(MergingCache):
         """See `KVCache.drive`. Padded sequences go one by one: each has windows of its own.
 
         Raises:
-            UserError: weights or surroundings that autograd cannot record.
+            UserError: weights, surroundings or layers that autograd cannot record, or padding before layers that are
+                left to transformers: what those hold of a row cannot be told from its padding.
         """
+        name = self.own[0].policy.name
         if torch.is_inference_mode_enabled() or any(weight.is_inference() for weight in model.parameters()):
             raise UserError(
-                f"{self.own[0].policy.name} needs gradients and the weights are for inference only: "
+                f"{name} needs gradients and the weights are for inference only: "
                 f"load the model and call outside torch.inference_mode(), or choose kvslimmer"
+            )
+        if not all(map(others.recordable, self.others())):
+            raise UserError(
+                f"{name} needs gradients, and this model has states of linear attention, which are written in place: "
+                f"choose kvslimmer"
             )
         if self.compressed and self.own[0].freeze is not None:
             return None  # nothing merges any more
@@ -82,6 +90,11 @@ class GradientMergingCache(MergingCache):
         mask = None if mask is None else mask[:, : cached + ids.shape[1]]
         if mask is None or bool(mask.all()):
             return self._drive_together(model, ids)
+        if self.others():
+            raise UserError(
+                f"{name} reads the sequences of a padded batch one by one, and this model has windows, "
+                f"which read them together: use batch_size=1"
+            )
         new = mask[:, cached:]
         rows = [self._row(index, mask) for index in range(ids.shape[0])]
         logits = [row._drive_together(model, ids[index : index + 1, new[index]]) for index, row in enumerate(rows)]
@@ -117,6 +130,8 @@ class GradientMergingCache(MergingCache):
         for own, gradient in zip(entries, gradients, strict=True):
             own.take_gradient(gradient)
             own.end_windows()
+        for layer in self.others():
+            others.detach(layer)
         self.layer_done(len(self.own) - 1)
         return logits[:, -1].detach()
 
@@ -141,19 +156,21 @@ class GradientMergingCache(MergingCache):
 
     def _row(self, index: int, mask: Tensor) -> GradientMergingCache:
         row = GradientMergingCache([layer.row(index) for layer in self.own])
+        if self.placement is not None:
+            row.place(self.placement)
         cached = self.get_seq_length()
         padding = int((~mask[index]).sum())
         if self.expected_padding is not None:
             padding = max(padding, self.expected_padding[index])
         row.expect(max(0, self.expected - padding))
-        for layer in row.layers:
+        for layer in row.own:
             layer.logical_length = int(mask[index, :cached].sum())
         return row
 
     def _join(self, rows: list[GradientMergingCache], mask: Tensor, new: Tensor) -> None:
         total = mask.shape[1]
         for index, layer in enumerate(self.own):
-            layer.join([row.layers[index] for row in rows])
+            layer.join([row.own[index] for row in rows])
             layer.logical_length = total
         self.valid = mask.clone()
         self.pads = (~mask).sum(dim=1).tolist()
