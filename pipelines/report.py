@@ -26,6 +26,7 @@ ILLUSTRATED = ("alignment", "asymmetry", "latency")  # whose directories hold pi
 
 
 def run(cfg: DictConfig) -> None:
+    pictured = illustrated(cfg)
     chosen = {name: inputs(cfg, name) for name in INPUTS}
     if not any(chosen.values()):
         raise UserError(f"nothing to report below {cfg.artifacts}: run evaluate, merge or latency first")
@@ -38,7 +39,7 @@ def run(cfg: DictConfig) -> None:
     artifacts.begin(directory)
     figures = [
         (meta.get("title", picture.stem), meta.get("caption", ""), picture)
-        for name in illustrated(cfg)
+        for name in pictured
         for path in finished(cfg, name)
         for meta in [artifacts.read_json(path / artifacts.META)]
         for picture in sorted(path.glob("*.png"))

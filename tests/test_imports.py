@@ -34,6 +34,7 @@ FLOORS = [
     "kernels",
     "architecture",
     "stage",
+    "run_config",
     "artifacts",
     "fingerprint",
     "run_config",

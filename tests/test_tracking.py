@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from kvgauge import artifacts
 from kvgauge.configuration import CONF_DIR
 from kvgauge.errors import UserError
-from kvgauge.tracking import run_id, scalars, track
+from kvgauge.tracking import _mode, run_id, scalars, track
 
 CELLS = [
     {"cell": "ksvd@0.5", "task": "vt", "mean": 0.5, "low": 0.2, "high": 0.8, "bytes_ratio": 0.5, "diff": None},
@@ -66,6 +67,86 @@ def test_an_offline_run_holds_configuration_metrics_and_table(artifact, monkeypa
 def test_off_is_the_default_and_leaves_nothing(artifact):
     track(configuration(f"artifacts={artifact.parents[1]}"), artifact)
     assert not (artifact.parents[1] / "wandb").exists()
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A user without any credentials."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.delenv("NETRC", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    return tmp_path / "home"
+
+
+def test_without_a_key_it_is_offline(home):
+    assert _mode("auto") == "offline"
+
+
+@pytest.mark.parametrize(
+    ("text", "mode"),
+    [
+        ("machine github.com login me password secret\n", "offline"),
+        ("machine api.wandb.ai login user password " + "0" * 40 + "\n", "online"),
+        ("machine api.wandb.ai\n", "offline"),
+        ("default login me password secret\n", "online"),
+        ("machine api.wandb.ai login\npassword", "offline"),
+        ("this is no netrc", "offline"),
+        ("", "offline"),
+    ],
+)
+def test_a_file_of_passwords_counts_by_what_is_in_it(home, text, mode):
+    (home / ".netrc").write_text(text)
+    (home / ".netrc").chmod(0o600)
+    assert _mode("auto") == mode
+
+
+def test_a_server_of_one_s_own_has_its_own_entry(home, monkeypatch):
+    (home / "passwords").write_text("machine wandb.example.org login user password " + "0" * 40 + "\n")
+    monkeypatch.setenv("NETRC", str(home / "passwords"))
+    assert _mode("auto") == "offline"
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    assert _mode("auto") == "online"
+
+
+@pytest.mark.parametrize("said", ["online", "offline", "disabled"])
+def test_the_environment_says_how_and_the_configuration_has_the_last_word(home, monkeypatch, said):
+    monkeypatch.setenv("WANDB_MODE", said)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert _mode("auto") == said
+    assert [_mode(mode) for mode in ("online", "offline", "disabled")] == ["online", "offline", "disabled"]
+
+
+def test_a_netrc_without_an_entry_logs_offline(artifact, home):
+    (home / ".netrc").write_text("machine github.com login me password secret\n")
+    track(configuration("tracker=wandb", f"artifacts={artifact.parents[1]}"), artifact)
+    assert len(list((artifact.parents[1] / "wandb").glob("offline-run-*"))) == 1
+
+
+@pytest.mark.parametrize("how", ["environment", "configuration"])
+def test_disabled_writes_nothing(artifact, home, monkeypatch, how):
+    overrides = ["tracker=wandb", f"artifacts={artifact.parents[1]}"]
+    if how == "environment":
+        monkeypatch.setenv("WANDB_MODE", "disabled")
+    else:
+        overrides.append("tracker.mode=disabled")
+    before = sorted(artifact.parents[1].rglob("*"))
+    track(configuration(*overrides), artifact)
+    assert sorted(artifact.parents[1].rglob("*")) == before
+
+
+def test_a_refused_login_is_one_line_and_keeps_the_artifact(artifact, home, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "too-short")
+    with pytest.raises(UserError, match=r"tracker=wandb: .*is finished; log it with tracker\.mode=offline"):
+        track(configuration("tracker=wandb", "tracker.mode=online", f"artifacts={artifact.parents[1]}"), artifact)
+    assert (artifact / "meta.json").is_file()
+
+
+def test_an_unknown_word_in_the_environment(home, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disable")
+    with pytest.raises(UserError, match="unknown WANDB_MODE 'disable': did you mean 'disabled'"):
+        _mode("auto")
 
 
 def test_unknown_trackers_and_modes(artifact):

@@ -66,6 +66,25 @@ def replacing(path: Path) -> Iterator[Path]:
             scratch.unlink(missing_ok=True)
 
 
+def check_writable(directory: Path) -> None:
+    """Refuse a directory that cannot be made or written, before anything is computed for it.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        place = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    except OSError as error:
+        raise unwritable(directory, error) from error
+    code = None
+    if not place.is_dir():
+        code = errno.ENOTDIR
+    elif not os.access(place, os.W_OK | os.X_OK):
+        code = errno.EROFS if os.statvfs(place).f_flag & os.ST_RDONLY else errno.EACCES
+    if code is not None:
+        raise unwritable(directory, OSError(code, os.strerror(code)))
+
+
 def unwritable(path: str | Path, error: OSError) -> UserError:
     """What to tell a user whose disk or directory does not take `path`."""
     room = "make room or " if error.errno in NO_ROOM else ""

@@ -1,7 +1,7 @@
 """compare: two sets of results side by side.
 
-    python -m kvgauge.compare artifacts/evaluate/before artifacts/evaluate/after
-    python -m kvgauge.compare main HEAD --html comparison.html
+    kvgauge compare artifacts/evaluate/before artifacts/evaluate/after
+    kvgauge compare main HEAD --html comparison.html
 
 A and B are evaluate directories, directories that hold some (an artifacts directory), or git revisions: ``REV`` or
 ``REV:path``, read from git and from DVC's cache without a checkout. Says which cells B has gained and lost, and for
@@ -15,21 +15,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
 
 from kvgauge.errors import UserError
 from kvgauge.report.comparison import SideBySide, side_by_side
 from kvgauge.report.comparison_page import comparison_page
 from kvgauge.report.comparison_tables import aligned, chapters
 from kvgauge.report.results import Results, read_results
-from kvgauge.stage import fail
-
-
-class _Parser(argparse.ArgumentParser):
-    """A mistake on the command line is one line, as everywhere."""
-
-    def error(self, message: str) -> NoReturn:
-        fail(f"{message}: see {self.prog} --help")
+from kvgauge.stage import CommandParser, fail
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -53,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="kvgauge compare", description="Two sets of results side by side; differences are B minus A.")
+    parser = CommandParser("Two sets of results side by side; differences are B minus A.", prog="kvgauge compare")
     kinds = "an evaluate directory, a directory that holds some, or a git revision (REV or REV:path)"
     parser.add_argument("a", metavar="A", help=kinds)
     parser.add_argument("b", metavar="B", help="likewise")

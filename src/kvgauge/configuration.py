@@ -144,7 +144,27 @@ def build(node: Mapping[str, Any] | DictConfig, what: str, **overrides: Any) -> 
         UserError: no ``_target_`` or one that is not there, a field the dataclass does not have, a value of another
             type than the field's, or one that its validation refuses.
     """
-    fields = {name: _python_number(value) for name, value in (plain(node) | overrides).items()}
+    cls, fields = _checked(node, what, overrides)
+    try:
+        return cls(**fields)
+    except TypeError as error:
+        raise UserError(f"bad {what} configuration: {error}") from error
+
+
+def check(node: Mapping[str, Any] | DictConfig, what: str) -> None:
+    """Refuse what `build` refuses before it makes anything: a ``_target_``, a field or a type that is wrong.
+
+    Raises:
+        UserError: as `build`.
+    """
+    _checked(node, what, {})
+
+
+def _checked(
+    node: Mapping[str, Any] | DictConfig, what: str, overrides: Mapping[str, Any]
+) -> tuple[type[Any], dict[str, Any]]:
+    """The dataclass of a node, and its fields."""
+    fields = {name: _python_number(value) for name, value in (plain(node) | dict(overrides)).items()}
     target = fields.pop("_target_", None)
     if not target:
         raise UserError(f"the {what} configuration has no _target_: choose one of conf/{what}/")
@@ -154,10 +174,7 @@ def build(node: Mapping[str, Any] | DictConfig, what: str, **overrides: Any) -> 
         if key not in known:
             raise unknown(f"field of {what} {fields.get('name', cls.__name__)}", key, known)
     check_fields(cls, fields, what)
-    try:
-        return cls(**fields)
-    except TypeError as error:
-        raise UserError(f"bad {what} configuration: {error}") from error
+    return cls, fields
 
 
 def _python_number(value: Any) -> Any:

@@ -147,19 +147,19 @@ def _words(wanted: Any, several: bool = False) -> str:
 
 def _example(value: Any, wanted: Any) -> str | None:
     """The nearest right value as a command line has it; None where there is none to be guessed."""
-    candidates: list[Any] = [[value]]
+    candidates: list[Any] = [[value], *(value if isinstance(value, (list, tuple)) and len(value) == 1 else ())]
     if isinstance(value, float) and value.is_integer():
         candidates += [int(value), [int(value)]]
     if isinstance(value, str):
         with suppress(ValueError):
             candidates += [json.loads(value), [json.loads(value)]]
     fitting = (candidate for candidate in candidates if _fits(candidate, wanted))
-    return next((_shown(candidate).replace('"', "") for candidate in fitting), None)
+    return next((_shown(candidate, (",", ":")).replace('"', "") for candidate in fitting), None)
 
 
-def _shown(value: Any) -> str:
+def _shown(value: Any, separators: tuple[str, str] = (", ", ": ")) -> str:
     try:
-        text = json.dumps(value, ensure_ascii=False)
+        text = json.dumps(value, ensure_ascii=False, separators=separators)
     except (TypeError, ValueError):
         text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

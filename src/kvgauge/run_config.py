@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig
 
+from kvgauge import configuration
 from kvgauge.configuration import plain
 from kvgauge.errors import UserError
 from kvgauge.field_types import check_fields
@@ -70,7 +70,7 @@ class TrackerConfig:
 
 
 PARTS: dict[str, type] = {"report": ReportConfig, "fidelity": FidelityConfig, "tracker": TrackerConfig}
-GROUPS = ("model", "method", "corpus", "benchmark", "latency")  # their own dataclasses check what is in them
+GROUPS = ("model", "method", "corpus", "benchmark", "latency")  # each names its dataclass itself
 
 
 def check(cfg: DictConfig) -> None:
@@ -87,7 +87,7 @@ def check(cfg: DictConfig) -> None:
             check_fields(fields, _mapping(cfg, name), name)
     for name in GROUPS:
         if name in cfg:
-            _mapping(cfg, name)
+            configuration.check(_mapping(cfg, name), name)
     artifact_name(cfg.get("out"))
 
 
@@ -100,7 +100,7 @@ def artifact_name(out: str | int | None) -> str | None:
     if out is None or out == "":
         return None
     name = str(out)
-    if len(PurePath(name).parts) != 1 or "\\" in name or name in (".", "..") or name != PurePath(name).name:
+    if name in (".", "..") or not name.isprintable() or {"/", "\\"} & set(name):
         raise UserError(f"out is {name!r}: it is the name of a directory, without / or ..; artifacts= is the place")
     return name
 

@@ -13,18 +13,20 @@ import inspect
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from kvgauge import configuration
-from kvgauge.artifacts import META, NO_ACCESS, NO_ROOM, read_json, unwritable
+from kvgauge.artifacts import META, NO_ACCESS, NO_ROOM, check_writable, read_json, unwritable
 from kvgauge.configuration import CONF_DIR, digest
 from kvgauge.errors import UserError, unknown
 from kvgauge.run_config import artifact_name, check
@@ -44,6 +46,7 @@ def stage(run: Callable[[DictConfig], object], description: str | None = None) -
         if {"--help", "-h"} & set(sys.argv[1:]):
             module = sys.modules.get(run.__module__)
             print(inspect.cleandoc(description or (module and module.__doc__) or ""), end="\n\n")
+        _check_flags()
         os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions arrive here as they are, not printed by Hydra
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         command: Callable[[], None] = hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")(
@@ -57,8 +60,19 @@ def stage(run: Callable[[DictConfig], object], description: str | None = None) -
             fail(str(_explain(error)))
         except (HydraException, OmegaConfBaseException) as error:
             fail(f"bad configuration: {_first_line(error)}")
+        except (ValueError, TypeError) as error:
+            if not _of_hydra(error):
+                raise
+            fail(f"bad configuration: {_first_line(error)}")
 
     return main
+
+
+def _check_flags() -> None:
+    """End at a flag that Hydra does not have in one line; Hydra itself would print all of them."""
+    parser = get_args_parser()
+    parser.error = lambda message: fail(f"{message}: --help lists the flags")
+    parser.parse_args()
 
 
 def _guarded(run: Callable[[DictConfig], object]) -> Callable[[DictConfig], object]:
@@ -93,11 +107,12 @@ class CommandParser(argparse.ArgumentParser):
     """Arguments of a command that is no stage: a mistake is one line here too.
 
     Args:
-        description: the docstring of the command's module; shown as it stands.
+        description: what the command does; shown as it stands.
+        prog: what the command is called; None takes the program's name.
     """
 
-    def __init__(self, description: str | None) -> None:
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    def __init__(self, description: str | None, prog: str | None = None) -> None:
+        super().__init__(prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str) -> NoReturn:
         fail(f"{message}: see `{self.prog} --help`")
@@ -121,6 +136,12 @@ def _explain(error: Exception) -> UserError:
     return UserError(f"bad override: {_first_line(error)}")
 
 
+def _of_hydra(error: Exception) -> bool:
+    """Whether Hydra itself stumbled, over a choice that is a number, say."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and frames[-1].f_globals.get("__name__", "").partition(".")[0] in ("hydra", "omegaconf")
+
+
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
@@ -140,8 +161,13 @@ def stage_directory(cfg: DictConfig, name: str, label: str, config: Mapping[str,
 
 
 def complete(directory: Path, config: Mapping[str, Any]) -> bool:
-    """Whether `directory` holds the finished artifact of `config` already; says so on stderr."""
+    """Whether `directory` holds the finished artifact of `config` already; says so on stderr.
+
+    Raises:
+        UserError: it does not, and could not be written.
+    """
     if not (directory / META).is_file() or read_json(directory / META).get("fingerprint") != digest(config):
+        check_writable(directory)
         return False
     print(f"up to date: {directory}", file=sys.stderr)
     return True

@@ -36,6 +36,11 @@ def test_what_launchers_say(environment: dict[str, str], expected: Processes) ->
     assert Processes.of(environment) == expected
 
 
+def test_what_is_no_number_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"^RANK=0, WORLD_SIZE=two, LOCAL_RANK=0 in the environment are no numbers"):
+        Processes.of({"RANK": "0", "WORLD_SIZE": "two", "LOCAL_RANK": "0"})
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 9])
 def test_shares_are_uneven_and_without_doubles(units: list[Unit], size: int) -> None:
     shares = [Processes(rank, size).share(units) for rank in range(size)]

@@ -21,7 +21,8 @@ STUDIES = {
 def run(stage, artifacts, *overrides):
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         cfg = compose("config", overrides=[*overrides, *TOKENS, f"artifacts={artifacts}"])
-    importlib.import_module(f"pipelines.{stage}").run(cfg)
+    folder = "pipelines.studies" if stage in STUDIES else "pipelines"
+    importlib.import_module(f"{folder}.{stage}").run(cfg)
 
 
 @pytest.fixture(scope="module")

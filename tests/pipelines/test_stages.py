@@ -138,6 +138,14 @@ def test_results_stand_side_by_side(artifacts, capsys):
         ("evaluate", ["method.budget=1.5"], "budget 1.5 of kqsvd is outside (0, 1]"),
         ("evaluate", ["nonsense=1"], "the configuration has no 'nonsense'"),
         ("prepare", ["model=tiny/llama", "benchmark.tasks=[niah_singel_1]"], "did you mean 'niah_single_1'"),
+        ("evaluate", ["budgets=0.5"], "budgets is 0.5: it has to be a list of numbers or null, e.g. budgets=[0.5]"),
+        ("evaluate", ["benchmark.lengths=[4096.0]"], "benchmark.lengths[0] is 4096.0: it has to be a whole number"),
+        ("collect", ["out=../../elsewhere"], "out is '../../elsewhere': it is the name of a directory"),
+        ("report", ["report.figures=[aligment]"], "'aligment': did you mean 'alignment'?"),
+        ("report", ["report.evaluate=html"], 'report.evaluate is "html": it has to be a list of directories'),
+        ("fit", ["compress_at=Prompt"], "unknown compress_at 'Prompt': did you mean 'prompt'?"),
+        ("fit", ["model=[1]"], "bad configuration"),
+        ("merge", ["--nonsense"], "unrecognized arguments: --nonsense"),
     ],
 )
 def test_mistakes_on_the_command_line_are_one_line_and_exit_code_2(
@@ -176,6 +184,20 @@ def test_a_real_command_ends_with_code_2_and_no_traceback(tmp_path):
 def test_missing_inputs_name_the_stage_to_run(stage, overrides, words, tmp_path):
     with pytest.raises(UserError, match=words):
         run(stage, tmp_path, *overrides)
+
+
+def test_a_directory_holds_what_its_last_run_wrote(artifacts, tmp_path):
+    for stage in ("prompts", "corpus", "collect", "fit"):
+        (tmp_path / stage).symlink_to(artifacts / stage)
+    run("evaluate", tmp_path, "method=full", "budgets=null", "out=one")
+    directory = tmp_path / "evaluate" / "one"
+    (directory / "notes.txt").write_text("mine")
+    own = {"samples.jsonl", "timings.jsonl", "cells.json", "meta.json"}
+    meta = read_json(directory / "meta.json")
+    (directory / "averages.json").write_text("[]")  # as another benchmark's run leaves it
+    (directory / "meta.json").write_text(json.dumps(meta | {"files": [*meta["files"], "averages.json"]}))
+    run("evaluate", tmp_path, "method=ksvd", "budgets=[0.5]", "out=one")
+    assert {path.name for path in directory.iterdir()} == own | {"notes.txt"}
 
 
 def test_lengths_beyond_the_positions(artifacts, tmp_path):

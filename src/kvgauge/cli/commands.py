@@ -23,6 +23,7 @@ PACKAGED = Path(__file__).resolve().parents[1] / "pipelines"  # of an installed 
 
 # A subcommand is a line here: a stage (a function `run` of a configuration) or a module with a function `main`.
 COMMANDS: dict[str, str] = {
+    "demo": "kvgauge.cli.demo",
     "prepare": f"{STAGES}prepare",
     "collect": f"{STAGES}collect",
     "fit": f"{STAGES}fit",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,13 +16,22 @@ from kvgauge.stage import fail
 
 def main() -> None:
     """Run what the command line asks for."""
+    try:
+        _run()
+        sys.stdout.flush()
+    except BrokenPipeError:  # its reader, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def _run() -> None:
     _find_modules_here()
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h"):
         print(usage())
     elif name == "--version":
         print(f"kvgauge {_version()}")
-    elif name in ("--shell_completion", "-sc"):
+    elif name in ("--shell-completion", "-sc"):
         completion.complete(arguments)
     elif name in COMMANDS:
         run(name, arguments)

@@ -22,15 +22,17 @@ from typing import Any
 from kvgauge import configuration
 from kvgauge.contract.method import Method
 from kvgauge.errors import UserError
+from kvgauge.fingerprint import module_file
 from kvgauge.methods import registry
 from kvgauge.stage import CommandParser, fail
 
 FAMILIES = "kvgauge.methods"
+NOT_BUILT = "cannot be built"
 
 
 def main() -> None:
     """Print the families, or one JSON list of methods."""
-    parser = CommandParser(description=__doc__)
+    parser = CommandParser(__doc__)
     parser.add_argument("--json", action="store_true", help="one JSON list instead of the table")
     parser.add_argument("--config-dir", type=Path, help="a directory of your own, laid out like conf/")
     options = parser.parse_args()
@@ -50,7 +52,7 @@ def rows() -> Iterator[dict[str, Any]]:
         try:
             built = registry.as_method(configuration.build(node, "method"))
         except UserError as error:
-            yield {"name": name, "family": "cannot be built", "about": str(error), "stores": "", "needs": []}
+            yield {"name": name, "family": NOT_BUILT, "about": str(error), "stores": "", "needs": []}
             continue
         stores = _first_sentence(type(built).__doc__)
         yield {
@@ -104,8 +106,12 @@ def table(found: list[dict[str, Any]]) -> str:
 
 
 def _family_about(name: str) -> str:
+    if name == NOT_BUILT:
+        return "what stands in their way"
     module = f"{FAMILIES}.{name}"
-    return _first_sentence(import_module(module).__doc__) if "." not in name else "from a package of its own"
+    if module_file(module) is None:
+        return "a package of its own"
+    return _first_sentence(import_module(module).__doc__)
 
 
 def _first_sentence(text: str | None) -> str:

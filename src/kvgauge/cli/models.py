@@ -18,7 +18,7 @@ from kvgauge.stage import CommandParser, fail
 
 def main() -> None:
     """Print the models, or one JSON list of them."""
-    parser = CommandParser(description=__doc__)
+    parser = CommandParser(__doc__)
     parser.add_argument("--json", action="store_true", help="one JSON list instead of the table")
     parser.add_argument("--config-dir", type=Path, help="a directory of your own, laid out like conf/")
     options = parser.parse_args()

@@ -204,7 +204,7 @@ def table(
 
 def main() -> None:
     """Print the table of Llama-3.1-8B at 128K on one 80 GB accelerator; the last line is JSON."""
-    CommandParser(description=__doc__).parse_args()
+    CommandParser(__doc__).parse_args()
     shape, tokens, device = Shape.of(LLAMA_3_1_8B), 131072, Accelerator()
     rows = table(shape, tokens, device)
     print(f"Llama-3.1-8B, bfloat16, {tokens} tokens, {device.name}, {device.usable:.0%} usable")
