@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from kvgauge.evaluation import dominance
-from kvgauge.report.comparisons import Comparison, comparisons
+from kvgauge.report.settings import Setting, settings
 from kvgauge.report.tables import timed_cells
 
 Row = dict[str, Any]
@@ -27,11 +27,11 @@ class Answer:
     """The best cell of a budget.
 
     Attributes:
-        model, compress_at: of the comparison.
+        model, compress_at: of the setting.
         budget: cached bytes / uncompressed bytes that a cell may take, None where none is set.
         cell: the best one; None where no cell is small enough, or none of those scores above 0.
         competitors: how many cells are small enough.
-        samples: prompts that all cells of the comparison have met; the best is chosen on these.
+        samples: prompts that all cells of the setting have met; the best is chosen on these.
         score, score_low, score_high: mean of task means with its 95% interval, on all the cell's samples.
         diff, diff_low, diff_high: the paired difference from the uncompressed cache.
         detectable: the smallest difference that these samples would show four times in five.
@@ -87,7 +87,7 @@ def answers(
         for model, compress_at, rows in dominance.settings(samples, baseline)
     }
     found: list[Answer] = []
-    for each in comparisons(cells, baseline):
+    for each in settings(cells, baseline):
         scores = paired.get((each.model, each.compress_at))
         if scores is not None and scores.samples:
             budgets = {row["budget"] for row in each.overall if row["budget"] is not None}
@@ -107,7 +107,7 @@ def _descending(budgets: Iterable[float]) -> list[float | None]:
 
 
 def _answer(
-    each: Comparison,
+    each: Setting,
     scores: dominance.Comparison,
     budget: float | None,
     costs: Mapping[tuple[str, str], Row],

@@ -7,8 +7,8 @@ import pandas as pd
 from kvgauge.report import plots, tables
 from kvgauge.report.chapters.draft import Draft, table_block
 from kvgauge.report.collect import Measurements
-from kvgauge.report.comparisons import Comparison, comparisons
 from kvgauge.report.page.blocks import Block
+from kvgauge.report.settings import Setting, settings
 
 READING = (
     "Scores run from 0 to 1. Brackets are 95% intervals: the percentile bootstrap, resampled within tasks; where "
@@ -34,14 +34,14 @@ def accuracy(draft: Draft, measured: Measurements, main: pd.DataFrame, palette: 
     """
     blocks = [
         block
-        for each in comparisons(measured.cells, palette.baseline)
+        for each in settings(measured.cells, palette.baseline)
         for block in _figures(draft, measured, each, palette)
     ]
     blocks.insert(1, table_block(main, "Table", READING))
     draft.chapter("Accuracy and bytes", blocks)
 
 
-def _figures(draft: Draft, measured: Measurements, each: Comparison, palette: plots.Palette) -> list[Block]:
+def _figures(draft: Draft, measured: Measurements, each: Setting, palette: plots.Palette) -> list[Block]:
     mark, cells, overall = each.mark, each.cells, each.overall
     samples = each.samples(measured.samples)
     title = f"Accuracy against cached bytes{mark}"

@@ -9,8 +9,8 @@ from kvgauge.evaluation.statistics import format_interval
 from kvgauge.report.answers import Answer
 from kvgauge.report.chapters.draft import Draft
 from kvgauge.report.collect import Measurements
-from kvgauge.report.comparisons import Comparison, comparisons
 from kvgauge.report.page.blocks import Card, Cards, Item
+from kvgauge.report.settings import Setting, settings
 from kvgauge.report.tables import format_bytes, format_seconds, timed_cells
 
 Row = dict[str, Any]
@@ -35,7 +35,7 @@ def best_cells(draft: Draft, measured: Measurements, found: Sequence[Answer], ba
         baseline: label of the uncompressed cell.
     """
     blocks: list[Cards] = []
-    for each in comparisons(measured.cells, baseline):
+    for each in settings(measured.cells, baseline):
         here = [answer for answer in found if (answer.model, answer.compress_at) == (each.model, each.compress_at)]
         full = next((row for row in each.overall if row["cell"] == baseline and row["task"] == "all"), None)
         if here:
@@ -45,7 +45,7 @@ def best_cells(draft: Draft, measured: Measurements, found: Sequence[Answer], ba
     draft.chapter("Best cells", blocks)
 
 
-def _uncompressed(full: Row, latency: Sequence[Row], each: Comparison, samples: int) -> str:
+def _uncompressed(full: Row, latency: Sequence[Row], each: Setting, samples: int) -> str:
     """What all is compared with, in a sentence or two."""
     prompts = "prompt" if samples == 1 else "prompts"
     text = (

@@ -5,8 +5,8 @@ from __future__ import annotations
 from kvgauge.report import interactive, plots
 from kvgauge.report.chapters.draft import Draft
 from kvgauge.report.collect import Measurements
-from kvgauge.report.comparisons import Comparison, comparisons
 from kvgauge.report.page.blocks import Scatter, slug
+from kvgauge.report.settings import Setting, settings
 
 CAPTION = (
     "Up and left is better. Bars are 95% intervals; the star, the dotted line and the band are the uncompressed cache; "
@@ -25,11 +25,11 @@ def costs(draft: Draft, measured: Measurements, palette: plots.Palette) -> None:
         measured: what the stages measured.
         palette: the report's styles.
     """
-    found = comparisons(measured.cells, palette.baseline)
+    found = settings(measured.cells, palette.baseline)
     draft.chapter("Score against cost", [_scatter(measured, each, palette) for each in found])
 
 
-def _scatter(measured: Measurements, each: Comparison, palette: plots.Palette) -> Scatter:
+def _scatter(measured: Measurements, each: Setting, palette: plots.Palette) -> Scatter:
     rows = interactive.points(each.overall, measured.latency, palette)
     figures = [("Score against bytes", interactive.score_against_bytes(rows, palette))]
     timed = interactive.score_against_time(rows, palette)

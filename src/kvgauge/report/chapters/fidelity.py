@@ -9,8 +9,8 @@ import pandas as pd
 from kvgauge.report import plots
 from kvgauge.report.chapters.draft import Draft, table_block
 from kvgauge.report.collect import Measurements
-from kvgauge.report.comparisons import mark
 from kvgauge.report.page.blocks import Block
+from kvgauge.report.settings import mark
 
 Row = dict[str, Any]
 
@@ -38,28 +38,28 @@ def fidelity(draft: Draft, measured: Measurements, table: pd.DataFrame, palette:
     draft.chapter("Fidelity", blocks)
 
 
-def _figures(draft: Draft, errors: list[Row], predictions: list[Row], mark: str, palette: plots.Palette) -> list[Block]:
+def _figures(draft: Draft, errors: list[Row], predictions: list[Row], name: str, palette: plots.Palette) -> list[Block]:
     blocks: list[Block] = []
     known = [row for row in predictions if row["method"] != palette.baseline and row["kl"] is not None]
     if known:
         blocks.append(
             draft.figure(
-                f"divergence{mark}",
+                f"divergence{name}",
                 plots.divergence(known, palette),
-                f"Predictions against cached bytes{mark}",
+                f"Predictions against cached bytes{name}",
                 "Down and left is better. Lines join means over sequences, dots are the sequences.",
             )
         )
     if errors:
         blocks.append(
             draft.figure(
-                f"error-by-layer{mark}",
+                f"error-by-layer{name}",
                 plots.error_by_layer(errors, palette),
-                f"Error by layer{mark}",
+                f"Error by layer{name}",
                 "Relative Frobenius error, mean over sequences.",
             )
         )
     by_rank = plots.error_by_rank(errors, palette) if errors else None
     if by_rank is not None:
-        blocks.append(draft.figure(f"error-by-rank{mark}", by_rank, f"Error by rank{mark}", BY_RANK))
+        blocks.append(draft.figure(f"error-by-rank{name}", by_rank, f"Error by rank{name}", BY_RANK))
     return blocks

@@ -5,8 +5,8 @@ from __future__ import annotations
 from kvgauge.report import plots
 from kvgauge.report.chapters.draft import Draft, table_block
 from kvgauge.report.collect import Measurements
-from kvgauge.report.comparisons import comparisons
 from kvgauge.report.frontier import FrontierTables
+from kvgauge.report.settings import settings
 
 FRONTIER = (
     "Every cell with its 95% interval; the line joins the cells that no cell of at most the same bytes beats on these "
@@ -36,7 +36,7 @@ def frontier(draft: Draft, measured: Measurements, front: FrontierTables, palett
         draft.figure(
             f"frontier{each.mark}", plots.frontier(each.overall, palette), f"The frontier{each.mark}", FRONTIER
         )
-        for each in comparisons(measured.cells, palette.baseline)
+        for each in settings(measured.cells, palette.baseline)
     ]
     if not front.best.empty:
         blocks.append(table_block(front.best, "The best of each budget", BEST))

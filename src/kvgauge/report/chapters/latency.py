@@ -7,8 +7,8 @@ import pandas as pd
 from kvgauge.report import plots
 from kvgauge.report.chapters.draft import Draft, table_block
 from kvgauge.report.collect import Measurements
-from kvgauge.report.comparisons import mark
 from kvgauge.report.page.blocks import Block
+from kvgauge.report.settings import mark
 
 TIMES = (
     "Time to first token includes compression; of time per output token the median is drawn, and how far its 95th "

@@ -6,8 +6,8 @@ import pandas as pd
 
 from kvgauge.report import plots
 from kvgauge.report.chapters.draft import Draft
-from kvgauge.report.comparisons import mark
 from kvgauge.report.page.blocks import Block, HeatMap, HeatMaps
+from kvgauge.report.settings import mark
 
 CAPTION = (
     "Mean score by the depth of the fact, 0 at the beginning of the context and 1 at its end, and by the length of the "

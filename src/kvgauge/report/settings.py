@@ -10,7 +10,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Setting:
     """The cells of one model and one moment of compression.
 
     Attributes:
@@ -31,18 +31,18 @@ class Comparison:
         return [row for row in rows if (row["model"], row["compress_at"]) == (self.model, self.compress_at)]
 
 
-def comparisons(cells: Sequence[Row], baseline: str = "full") -> Iterator[Comparison]:
-    """The comparisons that rows of cells allow.
+def settings(cells: Sequence[Row], baseline: str = "full") -> Iterator[Setting]:
+    """The settings in which rows of cells are compared.
 
     Args:
         cells: as `kvgauge.evaluation.statistics.summarise` makes them.
         baseline: label of the uncompressed cell.
     """
-    settings = _settings(cells, baseline)
-    for model, compress_at in settings:
+    pairs = _pairs(cells, baseline)
+    for model, compress_at in pairs:
         here = _compared(cells, model, compress_at, baseline)
         overall = [cell for cell in here if cell["length"] is None] or here
-        yield Comparison(mark(len(settings) > 1, model, compress_at), model, compress_at, here, overall)
+        yield Setting(mark(len(pairs) > 1, model, compress_at), model, compress_at, here, overall)
 
 
 def mark(needed: bool, *names: str) -> str:
@@ -51,8 +51,8 @@ def mark(needed: bool, *names: str) -> str:
     return f" ({said})" if needed and said else ""
 
 
-def _settings(cells: Sequence[Row], baseline: str) -> list[tuple[str, str]]:
-    """Model and moment of compression of every comparison; a model with nothing but the baseline has its own."""
+def _pairs(cells: Sequence[Row], baseline: str) -> list[tuple[str, str]]:
+    """Model and moment of compression of every setting; a model with nothing but the baseline has its own."""
     pairs = {(cell["model"], cell["compress_at"]) for cell in cells if cell["cell"] != baseline}
     lonely = {
         (cell["model"], cell["compress_at"]) for cell in cells if cell["model"] not in {pair[0] for pair in pairs}
@@ -61,7 +61,7 @@ def _settings(cells: Sequence[Row], baseline: str) -> list[tuple[str, str]]:
 
 
 def _compared(cells: Sequence[Row], model: str, compress_at: str, baseline: str) -> list[Row]:
-    """The cells of one comparison; an uncompressed run filed under another moment of compression stands in."""
+    """The cells of one setting; an uncompressed run filed under another moment of compression stands in."""
     of_model = [cell for cell in cells if cell["model"] == model]
     here = [cell for cell in of_model if cell["compress_at"] == compress_at]
     if any(cell["cell"] == baseline for cell in here):
