@@ -11,6 +11,7 @@ import vl_convert
 
 from kvgauge.artifacts import replacing
 from kvgauge.configuration import digest
+from kvgauge.errors import UserError
 from kvgauge.user_cache import cache_root
 
 SNIPPET = "window.vegaEmbed = vegaEmbed;"
@@ -27,7 +28,7 @@ def vega_script() -> str:
     with contextlib.suppress(OSError, UnicodeDecodeError):
         return kept.read_text(encoding="utf-8")
     script = _embeddable(vl_convert.javascript_bundle(SNIPPET))
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(UserError):
         _keep(kept, script)
     return script
 
