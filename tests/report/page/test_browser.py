@@ -16,7 +16,8 @@ import pytest
 from kvgauge.report import build_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium to open the page with")
+if CHROMIUM is None:
+    pytest.skip("no chromium to open the page with", allow_module_level=True)
 
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
