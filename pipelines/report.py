@@ -4,7 +4,8 @@
     kvgauge report report.evaluate=[artifacts/evaluate/kqsvd] report.title="One method"
 
 Reads every finished artifact below ``evaluate/``, ``merge/`` and ``latency/`` unless directories are named. Writes
-``report/…/index.html`` with ``table.csv``, ``table.md``, ``metrics.json`` and the figures.
+``report/…/index.html`` with ``table.csv``, ``table.md``, ``metrics.json`` and the figures. Prints the page's size and,
+last, its path.
 """
 
 from __future__ import annotations
@@ -30,10 +31,7 @@ def run(cfg: DictConfig) -> None:
     chosen = {name: inputs(cfg, name) for name in INPUTS}
     if not any(chosen.values()):
         raise UserError(f"nothing to report below {cfg.artifacts}: run evaluate, merge or latency first")
-    fingerprints = {
-        name: {str(path): artifacts.read_json(path / artifacts.META)["fingerprint"] for path in paths}
-        for name, paths in chosen.items()
-    }
+    fingerprints = {name: {str(path): fingerprint(path) for path in paths} for name, paths in chosen.items()}
     config = {"inputs": fingerprints, "title": cfg.report.title}
     directory = stage_directory(cfg, "report", "report", config)
     artifacts.begin(directory)
@@ -44,18 +42,26 @@ def run(cfg: DictConfig) -> None:
         for meta in [artifacts.read_json(path / artifacts.META)]
         for picture in sorted(path.glob("*.png"))
     ]
+    # By name, not by place: the same artifacts elsewhere make the same page.
+    made_from = {name: {path.name: fingerprint(path) for path in paths} for name, paths in chosen.items() if paths}
     shown = {key: value for key, value in configuration.plain(cfg).items() if key not in ("out", "artifacts")}
     page = build_report(
         chosen["evaluate"],
         chosen["merge"],
         chosen["latency"],
         out_dir=directory,
-        provenance={"configuration": shown, "configuration hash": digest(shown), **provenance.environment()},
+        provenance={
+            "artifacts": made_from,
+            "configuration": shown,
+            "configuration hash": digest(shown),
+            **provenance.environment(),
+        },
         extra_figures=figures,
         title=cfg.report.title,
     )
     artifacts.finish(directory, "report", config)
     track(cfg, directory)
+    print(f"a page of {page.stat().st_size / 1000:,.0f} kB, which asks no network")
     print(page.resolve())
 
 
@@ -75,6 +81,11 @@ def illustrated(cfg: DictConfig) -> list[str]:
         if name not in ILLUSTRATED and not Path(cfg.artifacts, name).is_dir():
             raise unknown("stage with pictures in report.figures", name, ILLUSTRATED)
     return list(cfg.report.figures)
+
+
+def fingerprint(path: Path) -> str:
+    """What the artifact at `path` is known by."""
+    return str(artifacts.read_json(path / artifacts.META)["fingerprint"])
 
 
 def finished(cfg: DictConfig, name: str) -> list[Path]:

@@ -151,16 +151,26 @@ def make_samples() -> Callable[..., list[Row]]:
     return _samples
 
 
+@pytest.fixture(scope="session")
+def write_stages(write_evaluate: Callable[[Path, list[Row]], Path]) -> Callable[[Path], dict[str, list[Path]]]:
+    """Writes a small output directory of each stage below a directory."""
+
+    def write(root: Path) -> dict[str, list[Path]]:
+        methods, budgets = ("kqsvd", "streamingllm"), (0.5, 0.25)
+        evaluate = write_evaluate(root / "evaluate", _samples(methods, budgets, (1024,), 6))
+        merge, latency = root / "merge", root / "latency"
+        merge.mkdir()
+        latency.mkdir()
+        errors, predictions = _fidelity(methods, budgets, ("K", "V"))
+        (merge / "fidelity.json").write_text(json.dumps(errors))
+        (merge / "model.json").write_text(json.dumps(predictions))
+        (latency / "latency.json").write_text(json.dumps(_latency(methods, budgets, (1024, 4096))))
+        return {"evaluate_dirs": [evaluate], "merge_dirs": [merge], "latency_dirs": [latency]}
+
+    return write
+
+
 @pytest.fixture
-def stages(tmp_path: Path, write_evaluate: Callable[[Path, list[Row]], Path]) -> dict[str, list[Path]]:
+def stages(tmp_path: Path, write_stages: Callable[[Path], dict[str, list[Path]]]) -> dict[str, list[Path]]:
     """A small output directory of each stage."""
-    methods, budgets = ("kqsvd", "streamingllm"), (0.5, 0.25)
-    evaluate = write_evaluate(tmp_path / "evaluate", _samples(methods, budgets, (1024,), 6))
-    merge, latency = tmp_path / "merge", tmp_path / "latency"
-    merge.mkdir()
-    latency.mkdir()
-    errors, predictions = _fidelity(methods, budgets, ("K", "V"))
-    (merge / "fidelity.json").write_text(json.dumps(errors))
-    (merge / "model.json").write_text(json.dumps(predictions))
-    (latency / "latency.json").write_text(json.dumps(_latency(methods, budgets, (1024, 4096))))
-    return {"evaluate_dirs": [evaluate], "merge_dirs": [merge], "latency_dirs": [latency]}
+    return write_stages(tmp_path)

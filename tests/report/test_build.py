@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,38 @@ def test_report_is_complete_and_the_same_every_time(stages: dict[str, list[Path]
     table = pd.read_csv(tmp_path / "one" / "table.csv").set_index("cell")
     assert table.loc["kqsvd@0.5", "vt"] == pytest.approx(sum(scores) / 6)
     assert json.loads(files["metrics.json"])["kqsvd@0.5.vt"] == pytest.approx(sum(scores) / 6)
+
+
+def test_the_page_answers_first(stages: dict[str, list[Path]], tmp_path: Path) -> None:
+    index = build_report(**stages, out_dir=tmp_path / "out", provenance=PROVENANCE)
+    page = index.read_text()
+    chapters = re.findall(r'<section id="([\w-]+)">', page)
+    assert chapters[:3] == ["best-cells", "score-against-cost", "accuracy-and-bytes"]
+    assert chapters[-1] == "provenance"
+    answers = pd.read_csv(index.parent / "answers.csv")
+    assert answers["budget"].tolist() == [0.5, 0.25]
+    table = pd.read_csv(index.parent / "table.csv").set_index("cell")
+    shown = re.findall(r'<p class="answer">(.*?)</p>', page)
+    assert shown == answers["cell"].tolist()
+    for answer in answers.itertuples():
+        rivals = table[(table.index != "full") & (table["bytes_ratio"] <= 1.02 * answer.budget)]
+        assert answer.score == rivals["all"].max() == table.loc[answer.cell, "all"]
+        assert answer.tpot == table.loc[answer.cell, "tpot_over_static"]
+
+
+def test_the_page_s_figures_hold_the_report_s_numbers(stages: dict[str, list[Path]], tmp_path: Path) -> None:
+    index = build_report(**stages, out_dir=tmp_path / "out", provenance=PROVENANCE)
+    table = pd.read_csv(index.parent / "table.csv").set_index("cell")
+    specs = [
+        json.loads(text) for text in re.findall(r'<script type="application/json">(.*?)</script>', index.read_text())
+    ]
+    assert len(specs) == 2
+    for spec in specs:
+        [drawn] = [data["values"] for data in spec["data"] if data["name"] == "cells"]
+        assert {row["cell"] for row in drawn} == set(table.index)
+        for row in drawn:
+            figures = table.loc[row["cell"], ["all", "all_low", "all_high", "bytes_ratio", "tpot_over_static"]]
+            assert figures.tolist() == [row[name] for name in ("mean", "low", "high", "bytes_ratio", "tpot")]
 
 
 def test_latency_alone_makes_a_report_of_latency(stages: dict[str, list[Path]], tmp_path: Path) -> None:

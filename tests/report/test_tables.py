@@ -116,6 +116,24 @@ def test_readable_says_no_more_than_it_knows() -> None:
     assert "niah_low" not in text
 
 
+def test_numbers_stand_behind_what_is_read() -> None:
+    table = tables.main_table(CELLS, [timing("full", 1024, 0.0123)])
+    text, numbers = tables.readable(table), tables.numbers(table)
+    assert list(numbers.columns) == list(text.columns)
+    assert list(numbers["all"]) == [0.75, 0.5]
+    assert list(numbers["p (sign test)"]) == [None, 0.0004]
+    assert list(numbers["TPOT"]) == [0.0123, None]
+    assert list(numbers["cell"]) == [None, None]
+
+
+def test_a_cell_is_timed_at_its_longest_context_and_smallest_batch() -> None:
+    latency = [timing("full", 1024, 0.1), timing("full", 4096, 0.2, batch=8), timing("full", 4096, 0.3, batch=2)]
+    latency += [timing("ksvd@0.5", 512, 0.4)]
+    table = tables.timed_cells(latency)
+    rows = {row["cell"]: (row["context_length"], row["batch"], row["tpot_median_s"]) for _, row in table.iterrows()}
+    assert rows == {"full": (4096, 2, 0.3), "ksvd@0.5": (512, 1, 0.4)}
+
+
 def test_what_every_row_repeats_is_said_once() -> None:
     assert tables.constants(tables.main_table(CELLS)) == "model m, compressed at context, length 1,024"
 

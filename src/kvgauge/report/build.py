@@ -2,71 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-from matplotlib.figure import Figure
-
 from kvgauge.artifacts import replacing, write_json
 from kvgauge.errors import UserError
-from kvgauge.report import plots, tables
+from kvgauge.report import chapters, plots, tables
+from kvgauge.report.answers import answer_table, answers
 from kvgauge.report.averages import averages_tables
+from kvgauge.report.chapters.draft import table_block
 from kvgauge.report.collect import Measurements, collect
-from kvgauge.report.frontier import FrontierTables, frontier_tables
-from kvgauge.report.page import Block, Section, render, slug
+from kvgauge.report.frontier import frontier_tables
+from kvgauge.report.needle import needle_table
+from kvgauge.report.page import render, slug
 from kvgauge.report.task_types import task_type_table
 
 Row = dict[str, Any]
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-READING = (
-    "Scores run from 0 to 1. Brackets are 95% intervals: the percentile bootstrap, resampled within tasks; where "
-    "a task's scores are all equal, the exact binomial bound. diff is the difference from the uncompressed cache on "
-    "the same samples, p the exact two-sided sign test over the samples whose score changed, not corrected for the "
-    "number of cells. A true difference below the smallest detectable one would be missed more often than once in "
-    "five."
-)
 TYPES = (
     "Means of the means of a type's tasks, compressed before the question is read (unseen) and after (seen), with 95% "
     "intervals; diff is the paired difference from the uncompressed cache. Language modelling: KL in nats a token and "
     "perplexity of held-out text that continues a compressed context."
 )
-
-FRONTIER = (
-    "Every cell with its 95% interval; the line joins the cells that no cell of at most the same bytes beats on these "
-    "samples. Whether it would on others is what the tables below say."
-)
-DOMINANCE = (
-    "A cell dominates another that takes at least its bytes if its score is better on the same samples: the 95% "
-    "interval of the paired difference (bootstrap within tasks) lies above zero. Not corrected for the number of "
-    "pairs; all of them are in dominance.csv."
-)
-BEST = (
-    "For each budget the best method as published and the best combination or variant of this project, both chosen by "
-    "their score on these samples, and the paired difference (combination minus published) with its 95% interval."
-)
 AVERAGES = (
     "Means in percent, taken together as the benchmark's papers do. A star: not all tasks that belong to the average "
     "were run."
 )
-
-
-@dataclass
-class _Draft:
-    """The page's chapters and the pictures beside it, as they come to be."""
-
-    sections: list[Section] = field(default_factory=list)
-    pictures: dict[str, bytes] = field(default_factory=dict)
-
-    def figure(self, name: str, figure: Figure, title: str, caption: str) -> Block:
-        return self.picture(name, plots.to_png(figure), title, caption)
-
-    def picture(self, name: str, png: bytes, title: str, caption: str) -> Block:
-        self.pictures[f"{slug(name)}.png"] = png
-        return Block(title, caption, png=png)
 
 
 def build_report(
@@ -82,8 +45,8 @@ def build_report(
 
     The same input gives the same bytes. Chapters without input are left out; ``table.csv`` and ``table.md`` hold the
     main table, or where nothing was evaluated the fidelity or the latency table. ``task_types.csv`` and
-    ``task_types.md`` are written where something was evaluated, ``dominance``, ``frontier``, ``best`` and
-    ``averages-<benchmark>`` likewise where there is something to say.
+    ``task_types.md`` are written where something was evaluated, ``answers``, ``dominance``, ``frontier``, ``best``,
+    ``needle`` and ``averages-<benchmark>`` likewise where there is something to say.
 
     Args:
         evaluate_dirs: output directories of the evaluate stage.
@@ -109,38 +72,42 @@ def build_report(
     latency = tables.latency_table(measured.latency)
     types = task_type_table(measured.samples, measured.model)
     front = frontier_tables(measured.samples)
+    best = answers(measured.samples, measured.cells, measured.latency)
     averages = averages_tables(measured.averages)
+    needle = needle_table(measured.samples)
 
-    draft = _Draft()
+    draft = chapters.Draft()
     if measured.cells:
-        _accuracy(draft, measured, main, palette)
+        if best:
+            chapters.best_cells(draft, measured, best)
+        chapters.costs(draft, measured, palette)
+        chapters.accuracy(draft, measured, main, palette)
         if not front.points.empty:
-            _frontier(draft, measured, front, palette)
-        draft.sections.append(Section("By task type", blocks=[_table(types, "", TYPES)]))
+            chapters.frontier(draft, measured, front, palette)
+        draft.chapter("By task type", [table_block(types, "", TYPES)])
         if averages:
-            blocks = [_table(table, name, AVERAGES) for name, table in averages.items()]
-            draft.sections.append(Section("Averages", blocks=blocks))
+            draft.chapter("Averages", [table_block(table, name, AVERAGES) for name, table in averages.items()])
+        if not needle.empty:
+            chapters.needle(draft, needle)
     if measured.fidelity or measured.model:
-        _fidelity(draft, measured, fidelity, palette)
+        chapters.fidelity(draft, measured, fidelity, palette)
     if measured.latency:
-        _latency(draft, measured, latency, palette)
+        chapters.latency(draft, measured, latency, palette)
     if extras:
-        blocks = [draft.picture(f"extra-{head}", png, head, caption) for head, caption, png in extras]
-        draft.sections.append(Section("Further figures", blocks=blocks))
+        pictures = [draft.picture(f"extra-{head}", png, head, caption, photo=True) for head, caption, png in extras]
+        draft.chapter("Further figures", pictures)
 
     out = Path(out_dir)
     for name, png in draft.pictures.items():
         _write(out / name, png)
     chief = next((table for table in (main, fidelity, latency) if not table.empty), main)
-    _write(out / "table.csv", tables.to_csv(chief).encode())
-    _write(out / "table.md", tables.to_markdown(chief).encode())
-    beside = {"task_types": types} if measured.cells else {}
-    beside |= {"dominance": front.pairs, "frontier": front.points, "best": front.best}
-    beside |= {slug(f"averages {name}"): table for name, table in averages.items()}
+    beside = {"table": chief} | ({"task_types": types} if measured.cells else {})
+    said = {"answers": answer_table(best), "dominance": front.pairs, "frontier": front.points, "best": front.best}
+    said |= {"needle": needle} | {slug(f"averages {name}"): table for name, table in averages.items()}
+    beside |= {name: table for name, table in said.items() if not table.empty}
     for name, table in beside.items():
-        if name == "task_types" or not table.empty:
-            _write(out / f"{name}.csv", tables.to_csv(table).encode())
-            _write(out / f"{name}.md", tables.to_markdown(table).encode())
+        _write(out / f"{name}.csv", tables.to_csv(table).encode())
+        _write(out / f"{name}.md", tables.to_markdown(table).encode())
     write_json(out / "metrics.json", metrics(measured.cells))
     index = out / "index.html"
     _write(index, render(title, _subtitle(measured), draft.sections, provenance).encode())
@@ -175,198 +142,6 @@ def _subtitle(measured: Measurements) -> str:
         cells = len({row["cell"] for row in measured.cells})
         parts.append(f"{cells} cells on {prompts} prompts of {len(tables.task_names(measured.cells))} tasks")
     return " · ".join(parts)
-
-
-def _table(table: pd.DataFrame, title: str, caption: str) -> Block:
-    said = tables.constants(table)
-    return Block(title, f"{caption} {f'All rows: {said}.' if said else ''}".strip(), table=tables.readable(table))
-
-
-def _accuracy(draft: _Draft, measured: Measurements, main: pd.DataFrame, palette: plots.Palette) -> None:
-    blocks: list[Block] = []
-    for each in _comparisons(measured, palette.baseline):
-        mark, cells, overall = each.mark, each.cells, each.overall
-        setting = (each.model, each.compress_at)
-        samples = [row for row in measured.samples if (row["model"], row["compress_at"]) == setting]
-        blocks.append(
-            draft.figure(
-                f"pareto{mark}",
-                plots.pareto(overall, palette),
-                f"Accuracy against cached bytes{mark}",
-                "Up and left is better. Bars are 95% intervals; the star and the band are the uncompressed "
-                "cache; the grey steps join the cells than which none as small (within 4%) is better. Methods "
-                "at one budget are set a few points apart.",
-            )
-        )
-        if len(tables.task_names(overall)) > 1:
-            blocks.append(
-                draft.figure(
-                    f"pareto-by-task{mark}",
-                    plots.pareto_by_task(overall, palette),
-                    f"By task{mark}",
-                    "The same, task by task.",
-                )
-            )
-        if any(cell["diff"] is not None for cell in overall):
-            blocks.append(
-                draft.figure(
-                    f"differences{mark}",
-                    plots.differences(overall, palette),
-                    f"Difference from the uncompressed cache{mark}",
-                    "Paired by sample, with 95% intervals. A hollow mark: the interval holds zero.",
-                )
-            )
-        if any(cell["length"] is None for cell in cells):
-            blocks.append(
-                draft.figure(
-                    f"accuracy-by-length{mark}",
-                    plots.accuracy_by_length(cells, palette),
-                    f"By context length{mark}",
-                    "One panel per budget, with 95% intervals.",
-                )
-            )
-        if any(row["method"] != palette.baseline for row in samples):
-            blocks.append(
-                draft.figure(
-                    f"bytes-by-part{mark}",
-                    plots.bytes_by_part(samples, palette),
-                    f"What the bytes are{mark}",
-                    "Means over all samples.",
-                )
-            )
-    blocks.insert(1, _table(main, "Table", READING))
-    draft.sections.append(Section("Accuracy and bytes", blocks=blocks))
-
-
-def _frontier(draft: _Draft, measured: Measurements, front: FrontierTables, palette: plots.Palette) -> None:
-    blocks: list[Block] = []
-    for each in _comparisons(measured, palette.baseline):
-        figure = plots.frontier(each.overall, palette)
-        blocks.append(draft.figure(f"frontier{each.mark}", figure, f"The frontier{each.mark}", FRONTIER))
-    if not front.best.empty:
-        blocks.append(_table(front.best, "The best of each budget", BEST))
-    blocks.append(_table(front.points, "Which cells dominate which", DOMINANCE))
-    draft.sections.append(Section("Frontier", blocks=blocks))
-
-
-def _fidelity(draft: _Draft, measured: Measurements, table: pd.DataFrame, palette: plots.Palette) -> None:
-    blocks: list[Block] = []
-    models = sorted({str(row.get("model", "")) for row in [*measured.fidelity, *measured.model]})
-    for model in models:
-        mark = _mark(len(models) > 1, model)
-        errors = [row for row in measured.fidelity if str(row.get("model", "")) == model]
-        predictions = [
-            row
-            for row in measured.model
-            if str(row.get("model", "")) == model and row["method"] != palette.baseline and row["kl"] is not None
-        ]
-        if predictions:
-            blocks.append(
-                draft.figure(
-                    f"divergence{mark}",
-                    plots.divergence(predictions, palette),
-                    f"Predictions against cached bytes{mark}",
-                    "Down and left is better. Lines join means over sequences, dots are the sequences.",
-                )
-            )
-        if errors:
-            blocks.append(
-                draft.figure(
-                    f"error-by-layer{mark}",
-                    plots.error_by_layer(errors, palette),
-                    f"Error by layer{mark}",
-                    "Relative Frobenius error, mean over sequences.",
-                )
-            )
-        by_rank = plots.error_by_rank(errors, palette) if errors else None
-        if by_rank is not None:
-            blocks.append(
-                draft.figure(
-                    f"error-by-rank{mark}",
-                    by_rank,
-                    f"Error by rank{mark}",
-                    "Mean over layers; bands are the range over sequences. Rank of the values for V and VO, "
-                    "of the keys otherwise.",
-                )
-            )
-    blocks.append(_table(table, "Table", "Means over layers and sequences; KL in nats per token."))
-    draft.sections.append(Section("Fidelity", blocks=blocks))
-
-
-def _latency(draft: _Draft, measured: Measurements, table: pd.DataFrame, palette: plots.Palette) -> None:
-    blocks: list[Block] = []
-    settings = sorted({(str(row.get("model", "")), int(row["batch"])) for row in measured.latency})
-    for model, batch in settings:
-        mark = _mark(len(settings) > 1, model, f"batch {batch}")
-        rows = [row for row in measured.latency if (str(row.get("model", "")), int(row["batch"])) == (model, batch)]
-        blocks.append(
-            draft.figure(
-                f"latency{mark}",
-                plots.latency_by_context(rows, palette),
-                f"Time and memory{mark}",
-                "Time to first token includes compression; of time per output token the median is drawn, and "
-                "how far its 95th percentile reaches.",
-            )
-        )
-    blocks.append(
-        _table(
-            table,
-            "Table",
-            "Uncompressed caches: dynamic is transformers' own, static (full) is preallocated, and one-pass is "
-            "preallocated and decodes with the compiled kernel that compressed caches decode with.",
-        )
-    )
-    draft.sections.append(Section("Latency and memory", blocks=blocks))
-
-
-@dataclass(frozen=True)
-class _Comparison:
-    """The cells of one model and one moment of compression.
-
-    Attributes:
-        mark: what tells its figures from those of others.
-        model, compress_at: what its cells have in common.
-        cells: all of them.
-        overall: the rows over all lengths where there are several, else those of the one length.
-    """
-
-    mark: str
-    model: str
-    compress_at: str
-    cells: list[Row]
-    overall: list[Row]
-
-
-def _comparisons(measured: Measurements, baseline: str) -> Iterator[_Comparison]:
-    settings = _settings(measured.cells, baseline)
-    for model, compress_at in settings:
-        cells = _compared(measured.cells, model, compress_at, baseline)
-        overall = [cell for cell in cells if cell["length"] is None] or cells
-        yield _Comparison(_mark(len(settings) > 1, model, compress_at), model, compress_at, cells, overall)
-
-
-def _settings(cells: Sequence[Row], baseline: str) -> list[tuple[str, str]]:
-    """Model and moment of compression of every comparison; a model with nothing but the baseline has its own."""
-    pairs = {(cell["model"], cell["compress_at"]) for cell in cells if cell["cell"] != baseline}
-    lonely = {
-        (cell["model"], cell["compress_at"]) for cell in cells if cell["model"] not in {pair[0] for pair in pairs}
-    }
-    return sorted(pairs | lonely)
-
-
-def _compared(cells: Sequence[Row], model: str, compress_at: str, baseline: str) -> list[Row]:
-    """The cells of one comparison; an uncompressed run filed under another moment of compression stands in."""
-    of_model = [cell for cell in cells if cell["model"] == model]
-    here = [cell for cell in of_model if cell["compress_at"] == compress_at]
-    if any(cell["cell"] == baseline for cell in here):
-        return here
-    elsewhere = [cell for cell in of_model if cell["cell"] == baseline]
-    return [cell for cell in elsewhere if cell["compress_at"] == elsewhere[0]["compress_at"]] + here
-
-
-def _mark(needed: bool, *names: str) -> str:
-    said = ", ".join(name for name in names if name)
-    return f" ({said})" if needed and said else ""
 
 
 def _png(path: Path | str) -> bytes:

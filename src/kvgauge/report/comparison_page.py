@@ -36,7 +36,7 @@ def comparison_page(found: SideBySide, a: Mapping[str, Any], b: Mapping[str, Any
 
 
 def _block(part: Chapter, title: str = "") -> Block:
-    return Block(title, part.note, table=part.shown())
+    return Block(title, part.note, table=part.shown(), keys=part.keys())
 
 
 def _differences(rows: Sequence[Row]) -> Figure:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from kvgauge.report.comparison import DIFFERENCE, SideBySide, verdict
-from kvgauge.report.tables import constants, readable
+from kvgauge.report.tables import constants, numbers, readable
 
 Row = dict[str, Any]
 
@@ -53,6 +53,10 @@ class Chapter:
     def shown(self) -> pd.DataFrame:
         """The table as text."""
         return readable(self.table).rename(columns=TITLES)
+
+    def keys(self) -> pd.DataFrame:
+        """The numbers behind `shown`, None for text: what its rows are sorted by."""
+        return numbers(self.table).rename(columns=TITLES)
 
 
 def chapters(found: SideBySide) -> list[Chapter]:

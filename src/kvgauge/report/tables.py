@@ -42,6 +42,11 @@ TITLES = {
     "published": "best published",
     "published_score": "its score",
     "published_bytes_ratio": "bytes / full (published)",
+    "ttft": "TTFT / static",
+    "tpot": "TPOT / static",
+    "full_nbytes": "uncompressed",
+    "open": "not settled",
+    "beaten": "shown to be worse",
     "combination": "best combination",
     "combination_score": "score (combination)",
     "combination_bytes_ratio": "bytes / full (combination)",
@@ -102,6 +107,12 @@ def latency_table(latency: Sequence[Row]) -> pd.DataFrame:
     return frame.groupby(keys, dropna=False, as_index=False)[numbers].median()
 
 
+def timed_cells(latency: Sequence[Row]) -> pd.DataFrame:
+    """One row of `latency_table` per model and cell: the longest context and the smallest batch measured for it."""
+    table = latency_table(latency).sort_values(["context_length", "batch"], ascending=[False, True])
+    return table.drop_duplicates([name for name in ("model", "cell") if name in table])
+
+
 def fidelity_table(fidelity: Sequence[Row], model: Sequence[Row]) -> pd.DataFrame:
     """Fidelity by cell: the mean error of each quantity over layers and sequences, and the model's own figures.
 
@@ -157,25 +168,29 @@ def task_names(cells: Sequence[Row]) -> list[str]:
 def readable(table: pd.DataFrame) -> pd.DataFrame:
     """The table as text: means joined with their intervals, units, and nothing that every row repeats."""
     text = pd.DataFrame(index=table.index)
-    for name in table.columns:
+    for name in _shown(table):
         column = table[name]
-        base = str(name).removesuffix("_low").removesuffix("_high")
-        constant = len(table) > 1 and column.nunique(dropna=False) == 1
-        if (
-            (base != name and base in table.columns)
-            or column.isna().all()
-            or (constant and name in DROPPED_IF_CONSTANT)
-        ):
-            continue
         if f"{name}_low" in table.columns:
-            text[_title(str(name))] = [
+            text[_title(name)] = [
                 "" if pd.isna(mean) else format_interval(mean, low, high)
                 for mean, low, high in zip(column, table[f"{name}_low"], table[f"{name}_high"], strict=True)
             ]
         else:
             blank = "all" if name == "length" else ""
-            text[_title(str(name))] = [blank if pd.isna(value) else _formatted(str(name), value) for value in column]
+            text[_title(name)] = [blank if pd.isna(value) else _formatted(name, value) for value in column]
     return text
+
+
+def numbers(table: pd.DataFrame) -> pd.DataFrame:
+    """The numbers behind `readable`, with its columns and unrounded: what its rows are sorted by.
+
+    None where a number is missing, and throughout columns of text.
+    """
+    columns = {
+        _title(name): [None if isinstance(value, str) or pd.isna(value) else float(value) for value in table[name]]
+        for name in _shown(table)
+    }
+    return pd.DataFrame(columns, index=table.index, dtype=object)
 
 
 def constants(table: pd.DataFrame) -> str:
@@ -222,14 +237,24 @@ def format_seconds(seconds: float) -> str:
     return f"{value:.0f} {unit}" if abs(value) >= 100 else f"{value:.3g} {unit}"
 
 
+def _shown(table: pd.DataFrame) -> list[str]:
+    """The columns of the readable form: no ends of intervals, nothing empty, nothing that every row repeats."""
+    kept: list[str] = []
+    for name in map(str, table.columns):
+        base = name.removesuffix("_low").removesuffix("_high")
+        repeated = len(table) > 1 and name in DROPPED_IF_CONSTANT and table[name].nunique(dropna=False) == 1
+        if (base == name or base not in table.columns) and not table[name].isna().all() and not repeated:
+            kept.append(name)
+    return kept
+
+
 def _interval_columns(name: str) -> list[str]:
     return [name, f"{name}_low", f"{name}_high"]
 
 
 def _with_latency(table: pd.DataFrame, latency: Sequence[Row]) -> pd.DataFrame:
-    timed = latency_table(latency).sort_values(["context_length", "batch"], ascending=[False, True])
+    timed = timed_cells(latency).rename(columns={"context_length": "timed_at"})
     keys = [name for name in ("model", "cell") if name in timed]
-    timed = timed.drop_duplicates(keys).rename(columns={"context_length": "timed_at"})
     joined = table.merge(timed[[*keys, "timed_at", *LATENCY_IN_MAIN]], how="left", on=keys)
     if table["length"].isna().any():
         # One length was timed: beside the other lengths' accuracy its figures would be taken for theirs.
@@ -254,9 +279,9 @@ def _formatted(name: str, value: Any) -> str:
         return value
     if name in TIMES:
         return format_seconds(float(value))
-    if name in ("nbytes", "fixed_nbytes", "peak_bytes", WEIGHTS):
+    if name in ("nbytes", "full_nbytes", "fixed_nbytes", "peak_bytes", WEIGHTS):
         return format_bytes(float(value))
-    if name in ("n", "length", "batch", "context_length", "timed_at"):
+    if name in ("n", "samples", "competitors", "beaten", "length", "batch", "context_length", "timed_at"):
         return f"{int(value):,}"
     if name.endswith("bytes_ratio"):
         return f"{float(value):.3f}"

@@ -33,6 +33,14 @@ def test_error_by_layer_is_the_mean_over_sequences() -> None:
     assert axes.lines[0].get_xydata().tolist() == [[0.0, pytest.approx(0.2)], [1.0, pytest.approx(0.7)]]
 
 
+def test_error_by_layer_hides_no_error_of_a_lower_row() -> None:
+    rows = [error("K", value, budget=budget) for budget, value in ((0.75, 0.2), (0.5, 0.3), (0.25, 0.9))]
+    for axes in plots.error_by_layer(rows, plots.Palette(["ksvd"])).axes:
+        [[_, value]] = axes.lines[0].get_xydata().tolist()
+        low, high = axes.get_ylim()
+        assert low <= value <= high
+
+
 def test_a_cell_with_ranks_by_layer_is_one_line_and_ranks_have_their_rows() -> None:
     adaptive = [error("K", 0.1, layer=n, rank_k=8 + n, budget=None, cell="ksvd@eps0.1") for n in (0, 1)]
     swept = [error("K", 0.1, layer=n, rank_k=rank, budget=None) for n in (0, 1) for rank in (8, 16)]

@@ -5,6 +5,7 @@ from kvgauge.report.plots.fidelity import divergence, error_by_layer, error_by_r
 from kvgauge.report.plots.frontier import frontier
 from kvgauge.report.plots.heatmap import heatmap
 from kvgauge.report.plots.latency import latency_by_context
+from kvgauge.report.plots.needle import needle
 from kvgauge.report.plots.style import Palette, to_png
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "frontier",
     "heatmap",
     "latency_by_context",
+    "needle",
     "pareto",
     "pareto_by_task",
     "to_png",

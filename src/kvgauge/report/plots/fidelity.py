@@ -39,11 +39,13 @@ def error_by_layer(fidelity: Sequence[Row], palette: Palette) -> Figure:
             style = palette[str(method)]
             axes.plot(errors.index, errors, color=style.colour, marker=style.marker, markersize=3, linewidth=1.2)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        _positive_scale(axes, frame.loc[frame["quantity"] == quantities[column], "error"])
         if row == 0:
             axes.set_title(quantities[column])
         if column == 0:
             axes.set_ylabel(settings[row][2])
+    # A column shares its scale, which an end that is set keeps from growing: it is set when all is drawn.
+    for quantity, axes in zip(quantities, panels, strict=False):
+        _positive_scale(axes, frame.loc[frame["quantity"] == quantity, "error"])
     figure.supxlabel("layer", fontsize=10)
     legend_above(figure, set(frame["method"]), palette)
     return figure

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import matplotlib
+import matplotlib.colors
 import matplotlib.style
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +27,11 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 LINES = ("-", "--", ":", "-.")
 DPI = 144
+# Of scores in heat maps: what is lost is red, what is kept blue, and the colour-blind tell them apart. The ends of the
+# scale that it is taken from are too dark to write on.
+SCORES = matplotlib.colors.LinearSegmentedColormap.from_list(
+    "scores", matplotlib.colormaps["RdYlBu"](np.linspace(0.1, 0.9, 256))
+)
 LOOK: dict[str, Any] = {
     "font.size": 10,
     "axes.titlesize": 10.5,

@@ -1,56 +1,19 @@
-"""One HTML page that opens from disk: pictures and tables are inside it, and it asks nothing of a network."""
+"""From chapters to HTML: the templates beside this file put the page together."""
 
 from __future__ import annotations
 
 import base64
 import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import pandas as pd
+import matplotlib.colors
 
-from kvgauge.report.plots.style import DPI
-
-
-@dataclass(frozen=True)
-class Block:
-    """A figure (PNG bytes) or a table of text, with its caption."""
-
-    title: str = ""
-    caption: str = ""
-    png: bytes | None = None
-    table: pd.DataFrame | None = None
-
-    @property
-    def width(self) -> int:
-        """Width in CSS pixels (96 to the inch) of a picture drawn at the figures' resolution."""
-        if self.png is None:
-            return 0
-        # A PNG's first chunk begins with its width in pixels.
-        return round(int.from_bytes(self.png[16:20], "big") * 96 / DPI)
-
-
-@dataclass(frozen=True)
-class Section:
-    """A chapter of the page."""
-
-    title: str
-    text: str = ""
-    blocks: list[Block] = field(default_factory=list)
-
-    @property
-    def anchor(self) -> str:
-        """The chapter's name within the page's address."""
-        return slug(self.title)
-
-
-def slug(title: str) -> str:
-    """A title as lower-case words joined with hyphens, for file names and anchors."""
-    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "untitled"
+from kvgauge.report.interactive import vega_script
+from kvgauge.report.page.blocks import Scatter, Section
+from kvgauge.report.plots.style import SCORES
 
 
 def render(title: str, subtitle: str, sections: Sequence[Section], provenance: Mapping[str, Any]) -> str:
@@ -68,19 +31,36 @@ def render(title: str, subtitle: str, sections: Sequence[Section], provenance: M
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
+    environment.filters |= {"base64": _base64, "colour": _colour, "ink": _ink}
     nested = {name for name, value in provenance.items() if isinstance(value, Mapping | list | tuple)}
+    interactive = any(isinstance(block, Scatter) for section in sections for block in section.blocks)
     return environment.get_template("page.html.j2").render(
         title=title,
         subtitle=subtitle,
         sections=sections,
+        vega=vega_script() if interactive else "",
         facts=[(_spoken(name), value) for name, value in sorted(provenance.items()) if name not in nested],
         documents=[
             (_spoken(name), json.dumps(provenance[name], indent=2, sort_keys=True, ensure_ascii=False, default=str))
             for name in sorted(nested)
         ],
     )
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def _colour(score: float) -> str:
+    return matplotlib.colors.to_hex(SCORES(score))
+
+
+def _ink(score: float) -> str:
+    """Black or white, whichever is read better on the colour of a score: the scale is dark at both ends."""
+    return "#000" if 0.15 < score < 0.85 else "#fff"
 
 
 def _spoken(name: str) -> str:
