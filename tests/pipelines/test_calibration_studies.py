@@ -11,7 +11,13 @@ from kvgauge.artifacts import META, read_json
 from kvgauge.configuration import CONF_DIR
 from kvgauge.errors import UserError
 
-TOKENS = ("model=tiny/llama", "corpus.sequence_length=128", "corpus.num_sequences=2")
+TOKENS = (
+    "model=tiny/llama",
+    "corpus=file",
+    f"corpus.path={CONF_DIR.parent / 'LICENSE'}",  # a short text
+    "corpus.sequence_length=128",
+    "corpus.num_sequences=2",
+)
 STUDIES = {
     "alignment": ("experiment=xkv_alignment", "alignment_rank=8"),
     "asymmetry": ("experiment=kvslimmer_asymmetry",),

@@ -40,11 +40,20 @@ GRID = [
 # What a user would add to the parameters of the sweep to run it on a tiny model: constants.
 TINY = {
     "model": "tiny/llama",
-    "benchmark.tasks": ["niah_single_1"],
+    "corpus": "file",
+    "corpus.path": str(ROOT / "LICENSE"),  # a short text
+    "benchmark.tasks": ["vt"],
     "benchmark.lengths": [2048],
     "benchmark.samples": 1,
 }
-OVERRIDES = ["model=tiny/llama", "benchmark.tasks=[niah_single_1]", "benchmark.lengths=[2048]", "benchmark.samples=1"]
+OVERRIDES = [
+    "model=tiny/llama",
+    "corpus=file",
+    f"corpus.path={ROOT / 'LICENSE'}",
+    "benchmark.tasks=[vt]",
+    "benchmark.lengths=[2048]",
+    "benchmark.samples=1",
+]
 
 
 @pytest.fixture(scope="module")
