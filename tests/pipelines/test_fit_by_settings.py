@@ -42,7 +42,7 @@ def artifacts(tmp_path_factory):
 
 def test_the_plain_method_and_weighted_values_need_no_fit(artifacts, capsys):
     run("fit", artifacts, "method=xkv")
-    assert "learns nothing" in capsys.readouterr().err
+    assert "nothing to learn" in capsys.readouterr().err
     run("evaluate", artifacts, "method=xkv", "method.whiten={values:true}", "out=values")
     (row,) = read_lines(artifacts / "evaluate" / "values" / "samples.jsonl")
     assert row["nbytes"] <= 0.5 * row["full_nbytes"]

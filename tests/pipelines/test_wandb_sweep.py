@@ -42,6 +42,8 @@ TINY = {
     "model": "tiny/llama",
     "corpus": "file",
     "corpus.path": str(ROOT / "LICENSE"),  # a short text
+    "corpus.sequence_length": 256,
+    "corpus.num_sequences": 2,
     "benchmark.tasks": ["vt"],
     "benchmark.lengths": [2048],
     "benchmark.samples": 1,
@@ -50,6 +52,8 @@ OVERRIDES = [
     "model=tiny/llama",
     "corpus=file",
     f"corpus.path={ROOT / 'LICENSE'}",
+    "corpus.sequence_length=256",
+    "corpus.num_sequences=2",
     "benchmark.tasks=[vt]",
     "benchmark.lengths=[2048]",
     "benchmark.samples=1",
