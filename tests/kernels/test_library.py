@@ -68,9 +68,9 @@ def test_no_compiler_is_no_error(tmp_path, monkeypatch):
 
 def test_loading_it_leaves_denormal_numbers_alone(monkeypatch):
     monkeypatch.undo()  # no build of its own
-    code = "from kvgauge.kernels.cpu.library import library; assert library(); print(5e-324 * 1.0 > 0, 1e-310 / 10 > 0)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
-    assert result.stdout.split() == ["True", "True"]
+    assert library() is not None
+    smallest, small = float("5e-324"), float("1e-310")  # not constants that the compiler folds before they are loaded
+    assert smallest * 1.0 > 0 and small / 10 > 0
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the instruction sets of one family")
