@@ -1,9 +1,12 @@
-"""What tests share: tiny random models of every architecture, with moments and fits, made once a session."""
+"""What tests share: models, moments and fits, made once a process; and how the tests are dealt out to processes."""
 
 from __future__ import annotations
 
+import gc
 import os
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process per core: more threads would only wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
@@ -13,14 +16,34 @@ from functools import cache
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import kvgauge
 from kvgauge.contract.fitted import Fitted
 from kvgauge.contract.fitting import learns
 from kvgauge.contract.method import Method
+from kvgauge.kernels.cpu.library import library
 from kvgauge.models.attaching import attach
 from kvgauge.models.zoo import zoo_model
+
+
+def pytest_configure() -> None:
+    """Builds the compiled kernels before several processes would, or a test whose cache directory is its own."""
+    library()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a file stay together, for what its fixtures make, unless they name a group of their own."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
+def pytest_collection_finish() -> None:
+    """Takes what is imported by now out of garbage collection: a test that collects need not walk all of torch."""
+    gc.collect()
+    gc.freeze()
 
 
 @cache
@@ -66,6 +89,12 @@ def zoo() -> Callable[[str], PreTrainedModel]:
 def attached() -> Callable[[str], PreTrainedModel]:
     """The same with kvgauge's attention."""
     return _attached
+
+
+@pytest.fixture(scope="session")
+def embedded() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The embedded language model; its tests are of the group of that name, so that one process loads it."""
+    return kvgauge.load_model("smollm2-135m")
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,13 @@ from kvgauge.stage import stage
 
 GUIDE = CONF_DIR.parent / "docs" / "adding-a-benchmark.md"
 SETTINGS = {
-    "prepare": ["model=tiny/llama", "corpus.sequence_length=64", "corpus.num_sequences=2"],
+    "prepare": [
+        "model=tiny/llama",
+        "corpus=file",
+        f"corpus.path={CONF_DIR.parent / 'LICENSE'}",  # a short text
+        "corpus.sequence_length=64",
+        "corpus.num_sequences=2",
+    ],
     "evaluate": ["model=tiny/llama"],
     "report": ["out=page"],
 }

@@ -51,7 +51,8 @@ def job(**changes: object) -> dict[str, object]:
     fields = {"name": "default", "decode_steps": 2, "warmup": 0, "repeats": 1}
     return {
         "model": configuration.read("model", "tiny/llama"),
-        "method": configuration.read("method", "full"),
+        "cell": "full",
+        "method": None,
         "projections": None,
         "latency": fields,
         "batch": 1,
@@ -65,6 +66,7 @@ def test_a_process_of_its_own_reports_its_peak() -> None:
 
 
 def test_a_process_that_fails_ends_in_one_line() -> None:
+    method = configuration.read("method", "kqsvd")
     with pytest.raises(kvgauge.UserError, match="peak memory ended with code") as refusal:
-        peak_of(job(projections="/nowhere/projections.safetensors", method=configuration.read("method", "kqsvd")))
+        peak_of(job(cell="kqsvd@0.5", projections="/nowhere/projections.safetensors", method=method))
     assert "/nowhere/projections.safetensors" in str(refusal.value)

@@ -50,9 +50,11 @@ def test_the_guide_s_example_passes_what_methods_pass(example):
 def test_it_runs_in_a_panel_and_its_code_is_its_version(example, tmp_path):
     options = [
         "model=tiny/llama",
-        "benchmark.tasks=[niah_single_1]",
+        "benchmark.tasks=[vt]",
         "benchmark.lengths=[3000]",
         "benchmark.samples=1",
+        "corpus=file",
+        f"corpus.path={CONF_DIR.parent / 'LICENSE'}",  # a short text
         "corpus.sequence_length=64",
         "corpus.num_sequences=2",
         f"artifacts={tmp_path / 'artifacts'}",

@@ -80,8 +80,9 @@ def test_the_byte_tokenizer_is_faithful():
     assert len(tokenizer("abc").input_ids) == 3
 
 
-def test_the_embedded_model_answers():
-    model, tokenizer = load_model("smollm2-135m")
+@pytest.mark.xdist_group("embedded")
+def test_the_embedded_model_answers(embedded):
+    model, tokenizer = embedded
     facts = model_facts(model)
     assert (facts.num_layers, facts.num_attention_heads, facts.num_key_value_heads, facts.head_dim) == (30, 9, 3, 64)
     assert kvgauge.full_nbytes(model, 10) == 2 * 30 * 3 * 64 * 4 * 10

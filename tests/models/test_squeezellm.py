@@ -22,10 +22,15 @@ from kvgauge.models.squeezellm import (
 NAME = "tiny/llama"
 
 
+@pytest.fixture(scope="module")
+def copies(tmp_path_factory):
+    return tmp_path_factory.mktemp("squeezed")
+
+
 @pytest.fixture
-def squeezed(tmp_path, monkeypatch):
-    """A squeezed tiny model, its copy below a directory of the test."""
-    monkeypatch.setenv("KVGAUGE_CACHE", str(tmp_path))
+def squeezed(copies, monkeypatch):
+    """A squeezed tiny model; the copy of each setting is made once."""
+    monkeypatch.setenv("KVGAUGE_CACHE", str(copies))
     return lambda **options: kvgauge.load_model(NAME, weights={"method": "squeezellm", "fit_tokens": 512} | options)[0]
 
 
@@ -120,7 +125,8 @@ def test_another_setting_is_another_model(squeezed, tiny):
     assert model_fingerprint(squeezed(bits=4)) in prints  # and the same setting the same
 
 
-def test_the_copy_on_disk_is_made_once(squeezed, tmp_path):
+def test_the_copy_on_disk_is_made_once(squeezed, tmp_path, monkeypatch):
+    monkeypatch.setenv("KVGAUGE_CACHE", str(tmp_path))
     squeezed(bits=4)
     [path] = tmp_path.glob("squeezellm-*.safetensors")
     before = path.stat().st_mtime_ns

@@ -11,11 +11,13 @@ from kvgauge.contract.roles import lossless_of
 
 TEXT = "The committee met on Tuesday. It heard three reports, adopted two of them and sent the third one back. " * 12
 CONTEXT = 160
+pytestmark = pytest.mark.xdist_group("embedded")
 
 
 @pytest.fixture(scope="module")
-def embedded():
-    model, tokenizer = kvgauge.load_model("smollm2-135m")
+def answered(embedded):
+    """The model, a text, its moments, and the logits of what follows the context."""
+    model, tokenizer = embedded
     ids = tokenizer(TEXT, return_tensors="pt").input_ids[:, : CONTEXT + 24]
     moments = kvgauge.collect(model, [ids])
     with torch.no_grad():
@@ -24,8 +26,8 @@ def embedded():
 
 
 @pytest.mark.parametrize("name", kvgauge.list_methods())
-def test_lossless_settings_give_the_model_s_logits(name, embedded):
-    model, ids, moments, expected = embedded
+def test_lossless_settings_give_the_model_s_logits(name, answered):
+    model, ids, moments, expected = answered
     lossless = lossless_of(kvgauge.build_method(name), model_facts(model))
     method = lossless or kvgauge.build_method(name)
     cache = method.new_cache(model, method.fit(moments, model))
@@ -45,8 +47,8 @@ def test_lossless_settings_give_the_model_s_logits(name, embedded):
 
 
 @pytest.mark.parametrize("name", ["kqsvd", "xkv", "kvslimmer"])
-def test_half_the_bytes_are_gone(name, embedded):
-    model, ids, moments, _ = embedded
+def test_half_the_bytes_are_gone(name, answered):
+    model, ids, moments, _ = answered
     method = kvgauge.build_method(name, budget=0.5)
     cache = method.new_cache(model, method.fit(moments, model))
     cache.expect(CONTEXT)

@@ -218,8 +218,9 @@ def test_an_exception_leaves_nothing_behind(tiny, tokens):
     assert [set(dir(module)) for module in modules] == known
 
 
-def test_presses_that_replay_the_context(tokens):
-    model, tokenizer = kvgauge.load_model("smollm2-135m")
+@pytest.mark.xdist_group("embedded")
+def test_presses_that_replay_the_context(embedded):
+    model, tokenizer = embedded
     text = "The committee met on Tuesday. It heard three reports, adopted two of them and sent the third back. " * 8
     ids = tokenizer(text, return_tensors="pt").input_ids[:, :120]
     for name in ("kvpress/kvzip", "kvpress/kvgrad"):

@@ -13,9 +13,11 @@ from kvgauge.errors import UserError
 
 SETTINGS = (
     "model=tiny/llama",
-    "benchmark.tasks=[niah_single_1]",
+    "benchmark.tasks=[vt]",
     "benchmark.lengths=[2048]",
     "benchmark.samples=1",
+    "corpus=file",
+    f"corpus.path={CONF_DIR.parent / 'LICENSE'}",  # a short text
     "corpus.sequence_length=128",
     "corpus.num_sequences=2",
     "store=false",

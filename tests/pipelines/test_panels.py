@@ -18,9 +18,11 @@ PANEL = (
 )
 OPTIONS = (
     "model=tiny/llama",
-    "benchmark.tasks=[niah_single_1]",
+    "benchmark.tasks=[vt]",
     "benchmark.lengths=[3000]",
     "benchmark.samples=1",
+    "corpus=file",
+    f"corpus.path={CONF_DIR.parent / 'LICENSE'}",  # a short text
     "corpus.sequence_length=96",
     "corpus.num_sequences=2",
     "fidelity.context_length=64",

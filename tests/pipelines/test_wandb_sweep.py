@@ -40,11 +40,24 @@ GRID = [
 # What a user would add to the parameters of the sweep to run it on a tiny model: constants.
 TINY = {
     "model": "tiny/llama",
-    "benchmark.tasks": ["niah_single_1"],
+    "corpus": "file",
+    "corpus.path": str(ROOT / "LICENSE"),  # a short text
+    "corpus.sequence_length": 256,
+    "corpus.num_sequences": 2,
+    "benchmark.tasks": ["vt"],
     "benchmark.lengths": [2048],
     "benchmark.samples": 1,
 }
-OVERRIDES = ["model=tiny/llama", "benchmark.tasks=[niah_single_1]", "benchmark.lengths=[2048]", "benchmark.samples=1"]
+OVERRIDES = [
+    "model=tiny/llama",
+    "corpus=file",
+    f"corpus.path={ROOT / 'LICENSE'}",
+    "corpus.sequence_length=256",
+    "corpus.num_sequences=2",
+    "benchmark.tasks=[vt]",
+    "benchmark.lengths=[2048]",
+    "benchmark.samples=1",
+]
 
 
 @pytest.fixture(scope="module")

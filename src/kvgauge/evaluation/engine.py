@@ -150,6 +150,7 @@ def _row(cell: Cell, sample: Sample, record: Record, model_name: str, benchmark:
         "answers": list(sample.answers),
         "score": score(benchmark, sample, answer),
         "truncated": bool(sample.facts.get("truncated")) or record["truncated_tokens"] > 0,
+        **({"depth": sample.facts["depth"]} if "depth" in sample.facts else {}),
         **record,
     }
 
