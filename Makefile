@@ -18,8 +18,9 @@ demo: $(READY) params  ## the whole pipeline on the embedded model: dvc repro, t
 	$(BIN)/dvc repro
 	@echo "Results: file://$(CURDIR)/artifacts/report/suite/index.html"
 
-test: $(READY)  ## the tests
-	$(BIN)/python -m pytest
+# A file's tests stay in one process, for what its fixtures make. A process takes up to two gigabytes.
+test: $(READY)  ## the tests, a process per core
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .

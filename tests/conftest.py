@@ -1,9 +1,10 @@
-"""What tests share: models, moments and fits, made once a process; and how the tests are dealt out to processes."""
+"""What tests share: models, moments and fits, made once a process; and what a process of several needs."""
 
 from __future__ import annotations
 
 import gc
 import os
+import sys
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a process per core: more threads would only wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -16,7 +17,7 @@ from functools import cache
 
 import pytest
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 import kvgauge
 from kvgauge.contract.fitted import Fitted
@@ -32,18 +33,16 @@ def pytest_configure() -> None:
     library()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a file stay together, for what its fixtures make, unless they name a group of their own."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+_frozen_modules = 0
 
 
-def pytest_collection_finish() -> None:
-    """Takes what is imported by now out of garbage collection: a test that collects need not walk all of torch."""
-    gc.collect()
-    gc.freeze()
+def pytest_runtest_setup() -> None:
+    """Takes what has been imported out of garbage collection: a test that collects need not walk all of torch."""
+    global _frozen_modules
+    if len(sys.modules) > _frozen_modules + 50:
+        gc.collect()
+        gc.freeze()
+        _frozen_modules = len(sys.modules)
 
 
 @cache
@@ -89,12 +88,6 @@ def zoo() -> Callable[[str], PreTrainedModel]:
 def attached() -> Callable[[str], PreTrainedModel]:
     """The same with kvgauge's attention."""
     return _attached
-
-
-@pytest.fixture(scope="session")
-def embedded() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The embedded language model; its tests are of the group of that name, so that one process loads it."""
-    return kvgauge.load_model("smollm2-135m")
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-import kvgauge
 from kvgauge import configuration
-from kvgauge.architecture.facts import model_facts
 from kvgauge.errors import UserError
 from kvgauge.models.identity import model_fingerprint
 from kvgauge.models.loading import load_model, load_tokenizer, model_spec
@@ -78,19 +76,3 @@ def test_the_byte_tokenizer_is_faithful():
     text = "Zürich, 1°C — 中\n"
     assert tokenizer.decode(tokenizer(text).input_ids) == text
     assert len(tokenizer("abc").input_ids) == 3
-
-
-@pytest.mark.xdist_group("embedded")
-def test_the_embedded_model_answers(embedded):
-    model, tokenizer = embedded
-    facts = model_facts(model)
-    assert (facts.num_layers, facts.num_attention_heads, facts.num_key_value_heads, facts.head_dim) == (30, 9, 3, 64)
-    assert kvgauge.full_nbytes(model, 10) == 2 * 30 * 3 * 64 * 4 * 10
-    answer = kvgauge.generate(
-        model,
-        tokenizer,
-        "The capital of France is Paris. ",
-        "What is the capital of France?",
-        kvgauge.build_method("full"),
-    )
-    assert "Paris" in answer

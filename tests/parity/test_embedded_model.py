@@ -11,7 +11,12 @@ from kvgauge.contract.roles import lossless_of
 
 TEXT = "The committee met on Tuesday. It heard three reports, adopted two of them and sent the third one back. " * 12
 CONTEXT = 160
-pytestmark = pytest.mark.xdist_group("embedded")
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    """All that needs the model's numbers stands in this file, so that one process of several loads them."""
+    return kvgauge.load_model("smollm2-135m")
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +61,35 @@ def test_half_the_bytes_are_gone(name, answered):
         model(ids[:, :CONTEXT], past_key_values=cache)
     cache.compress()
     assert 0.47 < cache.nbytes() / full_nbytes(model, CONTEXT) <= 0.51
+
+
+def test_it_answers(embedded):
+    model, tokenizer = embedded
+    facts = model_facts(model)
+    assert (facts.num_layers, facts.num_attention_heads, facts.num_key_value_heads, facts.head_dim) == (30, 9, 3, 64)
+    assert kvgauge.full_nbytes(model, 10) == 2 * 30 * 3 * 64 * 4 * 10
+    answer = kvgauge.generate(
+        model,
+        tokenizer,
+        "The capital of France is Paris. ",
+        "What is the capital of France?",
+        kvgauge.build_method("full"),
+    )
+    assert "Paris" in answer
+
+
+@pytest.mark.parametrize("name", ["kvpress/kvzip", "kvpress/kvgrad"])
+def test_presses_that_replay_the_context(name, embedded):
+    model, tokenizer = embedded
+    ids = tokenizer(TEXT, return_tensors="pt").input_ids[:, :120]
+    cache = kvgauge.build_method(name).new_cache(model)
+    with torch.no_grad():
+        for part in ids.split(80, dim=1):
+            model(part, past_key_values=cache)
+        cache.compress()
+    assert cache.nominal_share == 0.5
+    kept = torch.stack([layer.kept for layer in cache.layers]).float().mean()
+    assert float(kept) == pytest.approx(0.5, abs=1e-3)
+    assert cache.get_seq_length() == cache.physical_length() == 120
+    with torch.no_grad():
+        assert model(ids[:, :3], past_key_values=cache).logits.isfinite().all()

@@ -218,20 +218,6 @@ def test_an_exception_leaves_nothing_behind(tiny, tokens):
     assert [set(dir(module)) for module in modules] == known
 
 
-@pytest.mark.xdist_group("embedded")
-def test_presses_that_replay_the_context(embedded):
-    model, tokenizer = embedded
-    text = "The committee met on Tuesday. It heard three reports, adopted two of them and sent the third back. " * 8
-    ids = tokenizer(text, return_tensors="pt").input_ids[:, :120]
-    for name in ("kvpress/kvzip", "kvpress/kvgrad"):
-        cache = prefilled(kvgauge.build_method(name), model, ids, chunk=80)
-        assert cache.nominal_share == 0.5
-        kept = torch.stack([layer.kept for layer in cache.layers]).float().mean()
-        assert float(kept) == pytest.approx(0.5, abs=1e-3)
-        assert cache.get_seq_length() == cache.physical_length() == 120
-        assert asked(model, cache, ids[:, :3]).isfinite().all()
-
-
 def test_masked_entries_are_not_attended_to(tiny, tokens):
     """AdaKV's masks against evicting the same entries by hand, one kv-head after the other."""
     model, ids = tiny("tiny/llama"), tokens(1, 100)
