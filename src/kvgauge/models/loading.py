@@ -21,6 +21,7 @@ from kvgauge import configuration
 from kvgauge.errors import UserError, unknown
 from kvgauge.models.attaching import attach
 from kvgauge.models.chat_template import fix_template
+from kvgauge.models.gate import require
 from kvgauge.models.gguf import dense_checkpoint
 from kvgauge.models.overrides import overridden
 from kvgauge.models.spec import ModelSpec
@@ -54,7 +55,8 @@ def load_model(
         overrides: other fields of `ModelSpec`.
 
     Raises:
-        UserError: an unknown name, a missing file or package, or a hub model that cannot be reached.
+        UserError: an unknown name, a missing file or package, a hub model that cannot be reached, or one that
+            this package's attention does not compute as transformers does (`kvgauge.models.gate`).
     """
     wanted = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
     chosen: dict[str, object] = {"dtype": wanted, "device": device} | overrides
@@ -92,6 +94,7 @@ def load_model(
     if options is not None:
         squeeze_model(model, tokenizer, options)
     attach(model)
+    require(model)
     return model, tokenizer
 
 
