@@ -31,6 +31,7 @@ COMMANDS: dict[str, str] = {
     "evaluate": f"{STAGES}evaluate",
     "latency": f"{STAGES}latency",
     "report": f"{STAGES}report",
+    "check": "kvgauge.cli.check",
     "compare": "kvgauge.compare",
     "estimate": "kvgauge.measure.estimate",
     "lm-eval": "kvgauge.lm_eval",

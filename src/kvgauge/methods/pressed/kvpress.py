@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
 
-from kvgauge.architecture.facts import ModelFacts, model_facts
+from kvgauge.architecture.facts import ModelFacts
 from kvgauge.contract.budget import allowed_nbytes
 from kvgauge.contract.fitted import Fitted
 from kvgauge.contract.method import Method, Needs, plain_label
@@ -24,6 +24,7 @@ from kvgauge.errors import UserError, unknown
 from kvgauge.layers.cache import KVCache
 from kvgauge.methods.pressed.kvpress_library import library, parameters, presses
 from kvgauge.methods.pressed.layer import PressedCache, describe
+from kvgauge.methods.pressed.pressable import check_pressable
 
 GROUP = "kvpress/"
 
@@ -150,10 +151,7 @@ class Pressed(Lossless, Method):
     def new_cache(
         self, model: PreTrainedModel, fitted: Fitted | None = None, *, context_length: int | None = None
     ) -> KVCache:
-        if model_facts(model).latent is not None:
-            raise UserError(
-                f"{self.name} prunes keys and values per head, and this model caches latents (MLA): use xkv"
-            )
+        check_pressable(self.name, model)
         press = None if self.keeps_everything else self.new_press()
         if press is not None:
             required = REQUIRED.get(self.press_class.__name__)

@@ -1,0 +1,107 @@
+"""check: whether a model is measured right, by which methods, and why others refuse it.
+
+    kvgauge check model=smollm2-135m
+    kvgauge check tiny/llama tiny/qwen3
+    kvgauge check --architectures
+    kvgauge check --architectures --only gemma3 gpt_oss --json
+
+A model is compared with transformers' own attention and cache on random tokens, then every family of methods at its
+lossless setting and at half the bytes. `--architectures` does so for tiny random models of every architecture that
+kvgauge knows how to make. The exit code is 1 where a number would be wrong or a method breaks off, else 0.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from kvgauge.errors import UserError
+from kvgauge.measure.serving import BROKEN, METHODS, REFUSED, RIGHT, WRONG, Finding, findings
+from kvgauge.models.attaching import attach
+from kvgauge.models.loading import load_model
+from kvgauge.models.zoo import ARCHITECTURES, zoo_model
+from kvgauge.stage import CommandParser, fail
+
+WIDTH = 15
+
+
+def main() -> None:
+    """Print a line per model as it is done, then one JSON line."""
+    parser = CommandParser(__doc__)
+    parser.add_argument("models", nargs="*", help="names of conf/model, hub ids, directories or .gguf files")
+    parser.add_argument("--architectures", action="store_true", help="tiny random models of every architecture")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="of the architectures only these")
+    parser.add_argument("--json", action="store_true", help="the JSON line only")
+    options = parser.parse_args()
+    models = [name.removeprefix("model=") for name in options.models]
+    if not models and not options.architectures and not options.only:
+        parser.error("name a model, or say --architectures")
+    names = options.only or (list(ARCHITECTURES) if options.architectures else [])
+    rows: list[dict[str, Any]] = []
+    if not options.json:
+        print(f"{'':28}" + "".join(f"{method:<{WIDTH}}" for method in METHODS))
+    try:
+        for name, found in tqdm(_found(models, names), total=len(names) + len(models), disable=None):
+            rows += [{"model": name, **asdict(finding)} for finding in found]
+            if not options.json:
+                print(_line(name, found))
+                sys.stdout.flush()
+    except UserError as error:
+        fail(str(error))
+    if not options.json:
+        _print_reasons(rows)
+    print(json.dumps(summary(rows) | ({"rows": rows} if options.json else {})))
+    sys.exit(any(row["verdict"] in (WRONG, BROKEN) for row in rows))
+
+
+def _found(models: list[str], architectures: list[str]) -> Iterator[tuple[str, list[Finding]]]:
+    for name in models:
+        try:
+            model, _ = load_model(name, dtype="float32")
+        except UserError as error:
+            yield name, [Finding(method, REFUSED, str(error)) for method in METHODS]
+            continue
+        yield name, findings(model)
+    for name in architectures:
+        yield name, findings(_attached(name))
+
+
+def _attached(name: str) -> PreTrainedModel:
+    model = zoo_model(name)
+    attach(model)
+    return model
+
+
+def _line(name: str, found: list[Finding]) -> str:
+    return f"{name:<28}" + "".join(f"{finding.verdict:<{WIDTH}}" for finding in found)
+
+
+def _print_reasons(rows: list[dict[str, Any]]) -> None:
+    """Every reason once, with those that it stands for."""
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if row["verdict"] != RIGHT:
+            reasons.setdefault(f"{row['verdict']}: {row['reason']}", []).append(f"{row['model']} {row['method']}")
+    for reason, cells in reasons.items():
+        print(f"\n{', '.join(cells)}\n  {reason}")
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """How many models are right in every family, and how many cells are of each verdict."""
+    by_model: dict[str, set[str]] = {}
+    for row in rows:
+        by_model.setdefault(row["model"], set()).add(row["verdict"])
+    verdicts = Counter(row["verdict"] for row in rows)
+    return {
+        "models": len(by_model),
+        "right_in_every_family": sum(found == {RIGHT} for found in by_model.values()),
+        "right_or_refused": sum(found <= {RIGHT, REFUSED} for found in by_model.values()),
+        **{verdict: verdicts[verdict] for verdict in (RIGHT, REFUSED, WRONG, BROKEN)},
+    }
