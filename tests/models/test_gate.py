@@ -32,6 +32,8 @@ REFUSED = {
     "gptj": "attention code of its own that cannot be replaced",
     "bloom": "attention code of its own that cannot be replaced",
     "mpt": "attention code of its own that cannot be replaced",
+    "jamba": "reads a prompt in several passes",
+    "bamba": "reads a prompt in several passes",
     "recurrent_gemma": "keeps states elsewhere than in its cache",
     "deepseek_v32": r"an indexer chooses \(sparse attention\)",
 }

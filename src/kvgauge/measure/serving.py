@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvgauge.architecture.facts import model_facts
+from kvgauge.architecture.prompt_length import prompt_length
 from kvgauge.calibration.collecting import collect
 from kvgauge.calibration.moments import Moments
 from kvgauge.contract.budget import TOLERANCE, reference_nbytes
@@ -29,7 +30,7 @@ from kvgauge.testing import compressed_cache, random_tokens, relative_error
 METHODS: dict[str, dict[str, object]] = {
     "full": {},
     "kqsvd": {},
-    "xkv": {"group_size": 2},
+    "xkv": {},
     "kvslimmer": {},
     "kvquant": {},
     "kvpress/snapkv": {},
@@ -74,10 +75,13 @@ def findings(model: PreTrainedModel, methods: Mapping[str, Mapping[str, object]]
     except UserError as error:
         return [Finding(name, REFUSED, str(error)) for name in methods]
     ids = random_tokens(2, CONTEXT + QUESTION, seed=3)
-    with torch.no_grad():
+    groups = min(2, model_facts(model).num_layers)  # xkv shares a subspace among no more layers than there are
+    grouped = {"xkv": {"group_size": groups}}
+    chosen = {name: {**grouped.get(name, {}), **options} for name, options in methods.items()}
+    with prompt_length(model, ids.shape[1]), torch.no_grad():
         expected = model(ids).logits[:, CONTEXT:]
-    shown = _Moments(model)
-    return [_finding(name, options, model, shown, ids, expected) for name, options in methods.items()]
+        shown = _Moments(model)
+        return [_finding(name, options, model, shown, ids, expected) for name, options in chosen.items()]
 
 
 class _Moments:

@@ -85,7 +85,8 @@ class GateReport:
         turning: why methods that turn keys to other positions cannot serve it, in one line; None: they can.
         difference: of its logits from transformers' own, relative.
         allowed: the largest difference that passes.
-        passes: transformers itself gives the same logits for a prompt in one pass and in several.
+        passes: transformers itself gives the same logits for a prompt in one pass and in several; without that a
+            context cannot be compressed before its question, and the model is refused.
         layers: what was found of each.
         seconds: that it took.
     """
@@ -155,7 +156,12 @@ def _checked(model: PreTrainedModel, seconds: Callable[[], float]) -> GateReport
             f"{name} is not computed as transformers computes it (logits differ by {difference:.1e}, "
             f"{allowed:.0e} is allowed): it cannot be measured; it has {', '.join(features) or 'no special features'}"
         )
-    turning = next((layer.reason for layer in layers if layer.reason is not None), None)
+    elif not passes:
+        refused = (
+            f"{name} gives other logits when transformers reads a prompt in several passes (a context, then a "
+            f"question): it loses the states of its layers between them, and cannot be measured"
+        )
+    turning = refused or next((layer.reason for layer in layers if layer.reason is not None), None)
     return GateReport(name, refused, turning, difference, allowed, passes, layers, seconds())
 
 

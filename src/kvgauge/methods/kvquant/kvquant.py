@@ -203,8 +203,10 @@ class KVQuant(Quantizer, Lossless, Method):
         return (2 * packed_size(width, bits) + 4) / (4 * width)
 
     def _too_small(self, least: float) -> UserError:
+        assert self.budget is not None
+        where = "" if least > self.budget else " (layers that are not compressed take the rest of it)"
         return UserError(
-            f"budget {self.budget:g} of {self.name} is below the {least:.3f} that {min(BITS)} bits take: "
+            f"budget {self.budget:g} of {self.name} is below the {least:.3f} that {min(BITS)} bits take{where}: "
             f"raise it, or lower outliers and sinks"
         )
 

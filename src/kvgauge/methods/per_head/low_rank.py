@@ -256,6 +256,11 @@ class LowRankPerHead(Projector, Lossless, Method):
                 f"latents (MLA) and compress_prefill of {self.name} have no quantised storage: leave the quantiser out"
             )
         if facts.latent is not None:
+            if facts.others_nbytes(facts.max_positions):
+                raise UserError(
+                    f"{self.name} keeps one rank of latents at every length, and the share of the layers of "
+                    f"{facts.name} that are not compressed depends on the length: use xkv"
+                )
             chosen = sized(facts.max_positions)  # the rank of latents does not depend on the length of the context
             ranks = chosen.ranks(known, facts)
             return placed(KVCache(chosen._latent_layers(model, known, ranks), context_length=context_length), model)
