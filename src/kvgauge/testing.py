@@ -28,6 +28,7 @@ from kvgauge.contract.method import Method, budget_in_force
 from kvgauge.contract.roles import Quantizer, lossless_of
 from kvgauge.errors import UserError
 from kvgauge.layers.cache import KVCache
+from kvgauge.measure.random_prompts import compressed_cache, random_tokens, relative_error
 from kvgauge.store.buffers import GROWTH_STEP
 
 CLOSE = 1e-4  # relative, of logits in float32 that took another way
@@ -57,34 +58,10 @@ def check_method(method: Method, model: PreTrainedModel, fitted: Fitted | None =
     check_loops(method, model, fitted)
 
 
-def random_tokens(batch: int, tokens: int, seed: int = 0) -> Tensor:
-    """Seeded token ids (batch, tokens) that every tiny model knows."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(3, 259, (batch, tokens), generator=generator)
-
-
 def fit_on_random_tokens(method: Method, model: PreTrainedModel) -> Fitted | None:
     """What a method learns from a few random sequences."""
     moments = collect(model, [random_tokens(4, 160, seed=1)], held_out=random_tokens(2, 160, seed=11))
     return method.fit(moments, model)
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """``‖actual − expected‖ / ‖expected‖``."""
-    return float((actual - expected).norm() / expected.norm())
-
-
-@torch.no_grad()
-def compressed_cache(
-    method: Method, model: PreTrainedModel, fitted: Fitted | None, ids: Tensor, chunk: int | None = None
-) -> KVCache:
-    """The cache of a method after a context (batch, tokens), compressed."""
-    cache = method.new_cache(model, fitted)
-    cache.expect(ids.shape[1])
-    for part in ids.split(chunk or ids.shape[1], dim=1):
-        model(part, past_key_values=cache)
-    cache.compress()
-    return cache
 
 
 def check_lossless(method: Method, model: PreTrainedModel, fitted: Fitted | None = None) -> bool:

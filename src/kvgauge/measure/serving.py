@@ -23,9 +23,9 @@ from kvgauge.contract.fitting import learns
 from kvgauge.contract.method import Method
 from kvgauge.contract.roles import lossless_of
 from kvgauge.errors import UserError
+from kvgauge.measure.random_prompts import compressed_cache, random_tokens, relative_error
 from kvgauge.methods.registry import build_method
 from kvgauge.models.gate import require
-from kvgauge.testing import compressed_cache, random_tokens, relative_error
 
 METHODS: dict[str, dict[str, object]] = {
     "full": {},

@@ -52,8 +52,8 @@ def test_several_needles_are_all_asked_for(counter):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"depths": [0.5]}, "give whole percents from 0 to 100"),
-        ({"depths": [101]}, "give whole percents from 0 to 100"),
+        ({"depths": [0.5]}, "whole percents from 0 to 100|has to be a whole number"),
+        ({"depths": [101]}, "whole percents from 0 to 100|has to be a whole number"),
         ({"depths": [5, 5]}, "give each of them once"),
         ({"lengths": []}, "give at least one"),
         ({"needles": 0}, "needles is 0"),
