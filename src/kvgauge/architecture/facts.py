@@ -120,18 +120,25 @@ class ModelFacts:
         expanded = self.num_layers * self.num_attention_heads * per_head * self.dtype.itemsize * tokens
         return expanded + self.others_nbytes(tokens)
 
-    def check(self, name: str, *, uneven: bool = True) -> None:
+    def check(self, name: str, *, uneven: bool = True, per_head: str | None = None) -> None:
         """Refuse a model that a method cannot serve.
 
         Args:
             name: of the method.
             uneven: the method serves layers of different heads.
+            per_head: what the method does to keys and values of heads ("merges"), where it serves no latents.
 
         Raises:
-            UserError: no layer may be compressed, or not all are alike and the method needs that.
+            UserError: no layer may be compressed, not all are alike and the method needs that, or what is cached are
+                latents and the method needs heads.
         """
         if not self.num_layers:
             raise UserError(f"{name} has nothing to compress in {self.name}: {self._why_nothing()}")
+        if per_head is not None and self.latent is not None:
+            raise UserError(
+                f"{name} {per_head} keys and values per head, and this model caches latents (MLA): "
+                f"use xkv, kqsvd or full"
+            )
         if not uneven and self.uneven is not None:
             raise UserError(f"{name} does not serve {self.name}: it has {self.uneven}")
 

@@ -11,20 +11,18 @@ number; a package's name is one that has to be installed.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from importlib import import_module
 from itertools import groupby
-from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
 from kvgauge import configuration
+from kvgauge.cli.listing import print_rows
 from kvgauge.contract.method import Method
 from kvgauge.errors import UserError
 from kvgauge.fingerprint import module_file
 from kvgauge.methods import registry
-from kvgauge.stage import CommandParser, fail
 
 FAMILIES = "kvgauge.methods"
 NOT_BUILT = "cannot be built"
@@ -32,17 +30,7 @@ NOT_BUILT = "cannot be built"
 
 def main() -> None:
     """Print the families, or one JSON list of methods."""
-    parser = CommandParser(__doc__)
-    parser.add_argument("--json", action="store_true", help="one JSON list instead of the table")
-    parser.add_argument("--config-dir", type=Path, help="a directory of your own, laid out like conf/")
-    options = parser.parse_args()
-    if options.config_dir is not None:
-        configuration.add_directory(options.config_dir)
-    try:
-        found = sorted(rows(), key=lambda row: (row["family"], row["name"]))
-    except UserError as error:
-        fail(str(error))
-    print(json.dumps(found, ensure_ascii=False) if options.json else table(found))
+    print_rows(__doc__, lambda: sorted(rows(), key=lambda row: (row["family"], row["name"])), table)
 
 
 def rows() -> Iterator[dict[str, Any]]:

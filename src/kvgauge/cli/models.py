@@ -8,27 +8,13 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 from kvgauge import configuration
-from kvgauge.errors import UserError
-from kvgauge.stage import CommandParser, fail
+from kvgauge.cli.listing import print_rows
 
 
 def main() -> None:
     """Print the models, or one JSON list of them."""
-    parser = CommandParser(__doc__)
-    parser.add_argument("--json", action="store_true", help="one JSON list instead of the table")
-    parser.add_argument("--config-dir", type=Path, help="a directory of your own, laid out like conf/")
-    options = parser.parse_args()
-    if options.config_dir is not None:
-        configuration.add_directory(options.config_dir)
-    try:
-        found = rows()
-    except UserError as error:
-        fail(str(error))
-    print(json.dumps(found, ensure_ascii=False) if options.json else table(found))
+    print_rows(__doc__, rows, table)
 
 
 def rows() -> list[dict[str, str]]:

@@ -104,12 +104,7 @@ class MiniCache(Lossless, Method):
         self, model: PreTrainedModel, fitted: Fitted | None = None, *, context_length: int | None = None
     ) -> KVCache:
         facts = model_facts(model)
-        facts.check(self.name, uneven=False)
-        if facts.latent is not None:
-            raise UserError(
-                f"{self.name} merges keys and values per head, and this model caches latents (MLA): "
-                f"use full, xkv or kqsvd"
-            )
+        facts.check(self.name, uneven=False, per_head="merges")
         layer_rotation(model)  # a pair of layers that rotate differently shares no directions
         if self.budget is not None:
             self.retained(facts, facts.max_positions)  # refuses what cannot work before any work is done

@@ -129,9 +129,7 @@ class KVQuant(Quantizer, Lossless, Method):
     def _rotations(self, model: PreTrainedModel) -> list[PlaneRotation] | list[None]:
         """Of every layer; None where keys are coded as they are cached."""
         facts = model_facts(model)
-        facts.check(self.name, uneven=False)
-        if facts.latent is not None:
-            raise UserError(f"{self.name} codes keys and values per head, and this model caches latents (MLA): use xkv")
+        facts.check(self.name, uneven=False, per_head="codes")
         return layer_plane_rotations(model) if self.pre_rope else [None] * facts.num_layers
 
     # -- the cache -----------------------------------------------------------------------------------------------

@@ -131,12 +131,7 @@ class Streaming(Lossless, Merger, Method):
 
     def _served(self, model: PreTrainedModel) -> ModelFacts:
         facts = model_facts(model)
-        facts.check(self.name)
-        if facts.latent is not None:
-            raise UserError(
-                f"{self.name} merges keys and values per head, and this model caches latents (MLA): "
-                f"use full, xkv or kqsvd"
-            )
+        facts.check(self.name, per_head="merges")
         return facts
 
     def frozen_cache(

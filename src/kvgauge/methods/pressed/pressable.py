@@ -24,12 +24,10 @@ def check_pressable(name: str, model: PreTrainedModel) -> None:
             different heads, or another rotation.
     """
     facts = model_facts(model)
-    if facts.latent is not None:
-        raise UserError(f"{name} prunes keys and values per head, and this model caches latents (MLA): use xkv")
+    facts.check(name, uneven=False, per_head="prunes")
     features = sorted({feature for layer in facts.layers for feature in layer.features})
     if features:
         raise UserError(f"{name} knows nothing of what {facts.name} has: {', '.join(features)}; use kqsvd or full")
-    facts.check(name, uneven=False)
     for layer in range(facts.num_layers):
         rotation = layer_rotation(model, layer)
         if rotation.rotary_dim != facts.head_dim or not rotation.frame.identity:

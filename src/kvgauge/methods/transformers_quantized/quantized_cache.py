@@ -141,6 +141,11 @@ class QuantizedCache(Quantizer, Method):
         """
         if self.bits is not None:
             return self.bits
+        if facts.others_nbytes(facts.max_positions):  # the bits are chosen before the length of a context is known
+            raise UserError(
+                f"budget {self.budget:g} of {self.name} would be another share at every length, for {facts.name} has "
+                f"layers that are not compressed: give bits"
+            )
         possible = [bits for bits in self.bit_choices if facts.head_dim % self._packed(bits) == 0]
         chosen = most(possible, lambda bits: self.bits_per_number(facts, bits) / 16, self.budget or 0.0)
         if chosen is None:
@@ -157,11 +162,7 @@ class QuantizedCache(Quantizer, Method):
         self, model: PreTrainedModel, fitted: Fitted | None = None, *, context_length: int | None = None
     ) -> KVCache:
         facts = model_facts(model)
-        facts.check(self.name, uneven=False)
-        if facts.latent is not None:
-            raise UserError(
-                f"{self.name} stores keys and values per head, and this model caches latents (MLA): use xkv"
-            )
+        facts.check(self.name, uneven=False, per_head="stores")
         bits = self.chosen_bits(facts)
         new_layer = self.new_layer(bits, self.group(facts.head_dim, bits))
         self._try(new_layer, self.group(facts.head_dim, bits))
