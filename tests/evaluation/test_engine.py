@@ -153,6 +153,21 @@ def test_batches_score_as_one_by_one(tiny: Tiny, panel: list[Cell], make_samples
         assert texts(store, panel, units) == wanted
 
 
+def test_what_knows_no_padding_is_answered_one_by_one(
+    tiny: Tiny, make_cell: CellMaker, make_samples: SampleMaker, tmp_path: Path
+) -> None:
+    """A press beside others in a panel of batches, on prompts of different lengths."""
+    cells = [make_cell("full"), make_cell("kvpress/snapkv", budget=0.5)]
+    samples, encoder = make_samples(3), Encoder(*tiny, chat=None)
+    together, apart = AnswerStore(tmp_path / "together"), AnswerStore(tmp_path / "apart")
+    batched, single = make_units(samples, encoder, 3), make_units(samples, encoder)
+    assert len(batched) == 1 and len(single) == 3
+    assert len(run(tiny, cells, batched, together).answers) == 6
+    run(tiny, cells, single, apart)
+    assert texts(together, cells[1:], batched) == texts(apart, cells[1:], single)
+    assert run(tiny, cells, batched, together).answers == []
+
+
 def test_rows_hold_the_proof_of_compression(
     tiny: Tiny, panel: list[Cell], make_samples: SampleMaker, tmp_path: Path
 ) -> None:

@@ -6,7 +6,7 @@
 
 Needs: `fit` learns from calibration tokens (collect, then fit); `streams` compresses while it reads and prefills by
 itself; `inputs` looks at what the attention modules are given; `16 bits` compares its bytes with a cache of 16 bits per
-number; a package's name is one that has to be installed.
+number; `alone` answers the prompts of a batch one by one; a package's name is one that has to be installed.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ def needs(method: Method) -> list[str]:
         "streams": not asked.exact_prefill,
         "inputs": asked.sees_inputs,
         "16 bits": asked.reference_bits == 16,
+        "alone": asked.alone,
     }
     return [*(word for word, true in found.items() if true), *asked.libraries]
 

@@ -32,6 +32,7 @@ class Needs:
         reference_bits: bits of a number of the uncompressed cache that bytes are compared with; None for the model's
             dtype. 16 for methods that quantise, whatever the dtype of the model: nobody serves 32-bit caches, and
             against one every number of bits would look half as large as it is.
+        alone: a sequence is compressed by itself: the engine answers the prompts of a batch one by one.
         libraries: distributions whose code makes the cache; their versions are part of the method's.
     """
 
@@ -39,6 +40,7 @@ class Needs:
     exact_prefill: bool = True
     sees_inputs: bool = False
     reference_bits: int | None = None
+    alone: bool = False
     libraries: tuple[str, ...] = ()
 
 

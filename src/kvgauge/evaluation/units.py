@@ -6,7 +6,7 @@ number of processes, so that an interrupted or a distributed run makes the same 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -33,6 +33,11 @@ class Unit:
     samples: tuple[Sample, ...]
     conversation: bool
     keys: tuple[str, ...]
+
+    def one_by_one(self) -> Iterator[Unit]:
+        """The sequences of a batch as units of their own."""
+        for sample, key in zip(self.samples, self.keys, strict=True):
+            yield Unit((sample,), False, (key,))
 
 
 class Encoder:

@@ -108,7 +108,12 @@ class Pressed(Lossless, Method):
 
     @property
     def needs(self) -> Needs:
-        return Needs(exact_prefill=not self._is(*REPLAYING), sees_inputs=True, libraries=("kvpress",))
+        return Needs(
+            exact_prefill=not self._is(*REPLAYING),
+            sees_inputs=True,
+            alone=not self.keeps_everything,  # presses know no padding
+            libraries=("kvpress",),
+        )
 
     def nbytes(self, facts: ModelFacts, fitted: Fitted | None, tokens: int) -> int:
         if self._asked_budget is not None:
