@@ -40,8 +40,8 @@ def test_every_method_is_there(rows):
         ("kvslimmer", "merging", ["streams"]),
         ("kvquant", "kvquant", ["fit", "16 bits"]),
         ("quantized_cache", "transformers_quantized", ["16 bits", "hqq"]),
-        ("kvpress/snapkv", "pressed", ["inputs", "kvpress"]),
-        ("kvpress/kvzip", "pressed", ["streams", "inputs", "kvpress"]),
+        ("kvpress/snapkv", "pressed", ["inputs", "alone", "kvpress"]),
+        ("kvpress/kvzip", "pressed", ["streams", "inputs", "alone", "kvpress"]),
     ],
 )
 def test_families_and_needs(rows, name, family, needs):
