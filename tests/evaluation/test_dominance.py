@@ -83,12 +83,13 @@ def test_the_best_of_each_budget() -> None:
         *rows("xkv@0.5", GOOD, 0.5, 0.5),
         *rows("mix@0.5", POOR, 0.5, 0.5, combination=True),
         *rows("ksvd@0.25", POOR, 0.25, 0.25),
-        *rows("codes@4bit", GOOD, 0.2501),
-        *rows("mix@0.25", GOOD, 0.24, 0.25, combination=True),
+        *rows("codes@4bit", POOR, 0.2501),
+        *rows("mix@0.25", POOR, 0.24, 0.25, combination=True),
         *rows("full", GOOD, 1.0),
     ]
     half, quarter = best_by_budget(samples, Comparison(samples))
-    assert (half["budget"], half["published"], half["combination"]) == (0.5, "xkv@0.5", "mix@0.5")
+    assert (half["budget"], half["published"], half["combination"]) == (0.5, "xkv@0.5", "mix@0.25")
+    assert half["combination_bytes_ratio"] == 0.24  # a quarter's cell is an answer for a half
     assert half["diff"] < 0 and half["diff_high"] < 0
     assert (quarter["published"], quarter["combination"]) == ("codes@4bit", "mix@0.25")
     assert quarter["diff"] == 0

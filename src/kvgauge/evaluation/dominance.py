@@ -123,8 +123,8 @@ def settings(samples: Iterable[Mapping[str, Any]], baseline: str = "full") -> It
 def best_by_budget(samples: Sequence[Row], comparison: Comparison, **options: Any) -> list[Row]:
     """For each budget the best published method, the best combination, and their paired difference.
 
-    A cell without a budget counts for the smallest budget that it keeps to. Both are the best of several on these very
-    samples, so their scores flatter them; the difference is not corrected for the choice.
+    A cell competes at every budget that its measured bytes keep to, whatever budget it was asked for. Both are the best
+    of several on these very samples, so their scores flatter them; the difference is not corrected for the choice.
 
     Args:
         samples: of the comparison.
@@ -141,7 +141,7 @@ def best_by_budget(samples: Sequence[Row], comparison: Comparison, **options: An
             fitting = [
                 cell
                 for cell, row in known.items()
-                if bool(row.get("combination")) == combined and _home(row, comparison.ratios[cell], budgets) == budget
+                if bool(row.get("combination")) == combined and comparison.ratios[cell] <= SIZE_TOLERANCE * budget
             ]
             if fitting:
                 best = max(sorted(fitting), key=lambda cell: means[cell])
@@ -151,9 +151,3 @@ def best_by_budget(samples: Sequence[Row], comparison: Comparison, **options: An
             fields |= {name: found[name] for name in ("diff", "diff_low", "diff_high")}
         chosen.append(fields)
     return chosen
-
-
-def _home(row: Mapping[str, Any], ratio: float, budgets: Sequence[float]) -> float | None:
-    if row["budget"] is not None:
-        return float(row["budget"])
-    return next((budget for budget in budgets if ratio <= SIZE_TOLERANCE * budget), None)

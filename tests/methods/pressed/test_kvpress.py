@@ -71,6 +71,10 @@ def test_presses_within_presses() -> None:
     [
         ("kvpress/snapvk", {}, "did you mean 'kvpress/snapkv'"),
         ("kvpress/snapkv", {"windowsize": 3}, "did you mean 'window_size'"),
+        ("kvpress/snapkv", {"window_size": "64"}, "has to be a whole number, e.g. method.window_size=64"),
+        ("kvpress/criticalkv", {"epsilon": "small"}, "has to be a number"),
+        ("kvpress/cur", {"leverage_type": "keys"}, "did you mean 'key'"),
+        ("kvpress/adakv", {"press": {"name": "snapkv", "window_size": 2.5}}, "has to be a whole number"),
         ("kvpress/snapkv", {"compression_ratio": 1.0}, r"outside \[0, 1\)"),
         ("kvpress/snapkv", {"budget": 1.5}, r"outside \(0, 1\]"),
         ("kvpress/kvzip", {"budget": 0.5}, "masks and frees no bytes"),

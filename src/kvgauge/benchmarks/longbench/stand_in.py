@@ -1,7 +1,7 @@
 """A stand-in for LongBench where its files cannot be had: rows of its schema over the texts that RULER is made of.
 
     python -m kvgauge.benchmarks.longbench.stand_in artifacts/longbench_stand_in --words 1150 --samples 50
-    python -m pipelines.prepare benchmark=longbench_stand_in
+    kvgauge prepare benchmark=longbench_stand_in
 
 These are NOT LongBench's rows, and figures of theirs are not LongBench's: the questions are SQuAD's and HotpotQA's.
 What they share with it is the kind of the prompt (its official wording and schema, arXiv 2308.14508, section 3.1):

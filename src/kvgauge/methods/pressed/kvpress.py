@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +22,7 @@ from kvgauge.contract.fitted import Fitted
 from kvgauge.contract.method import Method, Needs, plain_label
 from kvgauge.contract.roles import Lossless
 from kvgauge.errors import UserError, unknown
+from kvgauge.field_types import check
 from kvgauge.layers.cache import KVCache
 from kvgauge.methods.pressed.kvpress_library import library, parameters, presses
 from kvgauge.methods.pressed.layer import PressedCache, describe
@@ -196,10 +198,11 @@ def _inner(name: str, value: Any) -> Any:
     inner = str(given.pop("name", ""))
     if inner not in presses():
         raise unknown(f"press within {name}", inner, presses())
-    known = parameters(presses()[inner]) | {"compression_ratio": None}
-    for key in given:
+    known = _types(presses()[inner]) | {"compression_ratio": float}
+    for key, one in given.items():
         if key not in known:
             raise unknown(f"parameter of {inner}", key, known)
+        check(one, known[key], f"{key} of {inner} within {name}")
     return _build(inner, presses()[inner], defaults(presses()[inner]) | given)
 
 
@@ -213,6 +216,19 @@ def defaults(cls: type[Any]) -> dict[str, Any]:
     return found | DEFAULTS.get(cls.__name__, {})
 
 
+def _types(cls: type[Any]) -> dict[str, Any]:
+    """The types of a press's parameters as its code declares them; presses within it are checked when built."""
+    declared = typing.get_type_hints(cls.__init__)
+    found = {key: Any if _holds_press(declared.get(key, Any)) else declared[key] for key in parameters(cls)}
+    return {key: found[key] | None if value is None else found[key] for key, value in defaults(cls).items()}
+
+
+def _holds_press(declared: Any) -> bool:
+    if isinstance(declared, type) and declared.__module__.startswith(library().__name__):
+        return True
+    return declared is Any or any(_holds_press(part) for part in typing.get_args(declared))
+
+
 @cache
 def method_class(name: str) -> Any:
     """The method, a subclass of `Pressed`, of a press by its short name, e.g. ``snapkv``.
@@ -223,8 +239,9 @@ def method_class(name: str) -> Any:
     if name not in presses():
         raise unknown("press", name, presses())
     cls = presses()[name]
+    types = _types(cls)
     own = [
-        (key, Any, dataclasses.field(default_factory=lambda value=value: value))  # type: ignore[misc]
+        (key, types[key], dataclasses.field(default_factory=lambda value=value: value))  # type: ignore[misc]
         for key, value in defaults(cls).items()
     ]
     named = ("name", str, dataclasses.field(default=GROUP + name))
