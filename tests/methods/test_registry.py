@@ -21,30 +21,53 @@ from kvgauge.methods import registry
 from kvgauge.testing import check_method
 from pipelines import prepare
 
-GUIDE = CONF_DIR.parent / "docs" / "adding-a-method.md"
+DOCS = CONF_DIR.parent / "docs"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+def blocks(guide: str) -> list[str]:
+    """A guide's Python: the method, and what its reader runs."""
+    return re.findall(r"```python\n(.*?)```", (DOCS / guide).read_text(encoding="utf-8"), re.DOTALL)
 
 
 @pytest.fixture
-def example(tmp_path, monkeypatch):
-    """The guide's example, importable."""
-    path = tmp_path / "half_cache.py"
-    path.write_text(blocks("python")[0])
-    monkeypatch.syspath_prepend(str(tmp_path))
-    fingerprint.module_file.cache_clear()
-    yield path
-    sys.modules.pop("half_cache", None)
+def importable(tmp_path, monkeypatch):
+    """Makes a guide's method a module of its own."""
+    written = []
+
+    def write(guide: str) -> Path:
+        source = blocks(guide)[0]
+        path = tmp_path / source.splitlines()[0].removeprefix("# ")
+        path.write_text(source)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        fingerprint.module_file.cache_clear()
+        written.append(path.stem)
+        return path
+
+    yield write
+    for name in written:
+        sys.modules.pop(name, None)
     for known in (fingerprint.module_file, fingerprint.imports):
         known.cache_clear()
 
 
-def test_the_guide_s_example_passes_what_methods_pass(example):
-    exec(compile(blocks("python")[1], str(GUIDE), "exec"), {})
-    with pytest.raises(kvgauge.UserError, match=r"budget 0.4 of half_cache is below the 0.5 that it reaches"):
-        check_method(kvgauge.build_method("half_cache.HalfCache", budget=0.4), kvgauge.load_model("tiny/llama")[0])
+@pytest.fixture
+def example(importable):
+    return importable("adding-a-method.md")
+
+
+@pytest.mark.parametrize(
+    ("guide", "path", "too_small", "least"),
+    [
+        ("adding-a-method.md", "half_cache.HalfCache", 0.4, "0.5 that it reaches"),
+        ("tutorial.md", "front_bits.FrontBits", 0.3, "0.3.* that it reaches"),
+    ],
+)
+def test_a_guide_s_example_passes_what_methods_pass(importable, guide, path, too_small, least):
+    importable(guide)
+    exec(compile(blocks(guide)[1], guide, "exec"), {})
+    method = kvgauge.build_method(path, budget=too_small)
+    with pytest.raises(kvgauge.UserError, match=rf"budget {too_small} of {method.name} is below the {least}"):
+        check_method(method, kvgauge.load_model("tiny/llama")[0])
 
 
 def test_it_runs_in_a_panel_and_its_code_is_its_version(example, tmp_path):
