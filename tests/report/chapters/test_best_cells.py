@@ -49,6 +49,19 @@ def test_a_card_has_the_score_the_bytes_and_what_is_open() -> None:
     assert items(found)["TTFT, TPOT"] == ("not timed", "")
 
 
+def test_neighbouring_budgets_of_one_answer_share_a_card() -> None:
+    smaller = ANSWER | {"budget": 0.375, "competitors": 1}
+    least = ANSWER | {"budget": 0.25, "cell": None, "competitors": 1}
+    nothing = ANSWER | {"budget": 0.125, "cell": None, "competitors": 0}
+    found = block(*(Answer(**row) for row in (ANSWER, smaller, least, nothing))).cards
+    assert [one.head for one in found] == [
+        "at most 0.5 of the bytes, and still at 0.375",
+        "at most 0.25 of the bytes",
+        "at most 0.125 of the bytes",
+    ]
+    assert found[0].verdict == "Settled: better than all 2 others of this size."
+
+
 @pytest.mark.parametrize(
     ("changes", "verdict"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 from kvgauge.evaluation.statistics import format_interval
@@ -26,7 +27,7 @@ HALF = 0.6  # below this share of the uncompressed cache's own bytes, the refere
 
 
 def best_cells(draft: Draft, measured: Measurements, found: Sequence[Answer], baseline: str = "full") -> None:
-    """A card per budget.
+    """A card per budget, one for neighbouring budgets of the same answer: it competes with all cells at the largest.
 
     Args:
         draft: receives the chapter.
@@ -40,7 +41,8 @@ def best_cells(draft: Draft, measured: Measurements, found: Sequence[Answer], ba
         full = next((row for row in each.overall if row["cell"] == baseline and row["task"] == "all"), None)
         if here:
             text = _uncompressed(full, measured.latency, each, here[0].samples) if full else ""
-            cards = [_card(answer, full) for answer in here]
+            alike = [list(group) for _, group in groupby(here, key=lambda one: (one.cell, one.competitors > 0))]
+            cards = [_card(group[0], full, [answer.budget for answer in group[1:]]) for group in alike]
             blocks.append(Cards(each.mark.strip(" ()"), CAPTION, text, cards))
     draft.chapter("Best cells", blocks)
 
@@ -63,8 +65,10 @@ def _uncompressed(full: Row, latency: Sequence[Row], each: Setting, samples: int
     return text
 
 
-def _card(answer: Answer, full: Row | None) -> Card:
+def _card(answer: Answer, full: Row | None, smaller: Sequence[float | None]) -> Card:
     head = "any size" if answer.budget is None else f"at most {answer.budget:g} of the bytes"
+    if smaller:
+        head += f", and still at {', '.join(f'{budget:g}' for budget in smaller)}"
     if answer.cell is None:
         tried = f"None of {answer.competitors} cells of this size scores above 0."
         return Card(head, verdict=tried if answer.competitors else "No cell is this small.")
