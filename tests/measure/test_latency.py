@@ -146,10 +146,11 @@ def test_cells_are_methods_with_their_fields() -> None:
             {"method": "ksvd", "budget": 0.25},
             {"method": "ksvd", "name": "streamed", "budget": 0.25, "compress_prefill": True},
             {"method": "full"},
+            {"method": "kvgauge.methods.merging.streaming_llm.StreamingLLM", "name": "by-path", "budget": 0.5},
         ]
     )
     methods = config.methods([kvgauge.build_method("kqsvd")] * 2)
-    assert [method.label for method in methods] == ["ksvd@0.25", "streamed@0.25"]  # full is a baseline anyway
+    assert [method.label for method in methods] == ["ksvd@0.25", "streamed@0.25", "by-path@0.5"]  # full is a baseline
     assert [method.label for method in LatencyConfig().methods([kvgauge.build_method("kqsvd")] * 2)] == ["kqsvd@0.5"]
 
 

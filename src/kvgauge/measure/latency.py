@@ -122,11 +122,7 @@ class LatencyConfig:
             methods = list(configured)
         else:
             methods = [
-                configuration.build(
-                    configuration.read("method", cell["method"]),
-                    "method",
-                    **{name: value for name, value in cell.items() if name != "method"},
-                )
+                build_method(cell["method"], **{name: value for name, value in cell.items() if name != "method"})
                 for cell in self.cells
             ]
         # a panel may have a method at two moments of compression: it is timed once
