@@ -7,7 +7,9 @@ import torch
 
 import kvgauge
 from kvgauge.architecture.facts import model_facts
-from kvgauge.measure.estimate import FAMILIES, LLAMA_3_1_8B, Accelerator, Cost, Shape, cost, estimate, table
+from kvgauge.measure.accelerators import Accelerator
+from kvgauge.measure.estimate import FAMILIES, LLAMA_3_1_8B, Cost, cost, estimate, table
+from kvgauge.measure.shape import Shape
 
 
 @pytest.fixture(scope="module")

@@ -93,6 +93,10 @@ class LayerCache(CacheLayerMixin):
     def nbytes_by_part(self) -> dict[str, int]:
         """Bytes of the live tensors of all sequences, by what they are for."""
 
+    def read_nbytes(self) -> int:
+        """Bytes that a decode step reads for this layer: what it holds, and all of what it shares with other layers."""
+        return sum(self.nbytes_by_part().values())
+
     @abstractmethod
     def dense(self) -> tuple[Tensor, Tensor]:
         """(keys, values) as the model would have seen them, shapes as in `update`. For measuring only.
@@ -406,6 +410,10 @@ class KVCache(Cache):
     def nbytes(self) -> int:
         """Live bytes of all sequences and layers."""
         return sum(self.nbytes_by_part().values())
+
+    def read_nbytes(self) -> int:
+        """Bytes that a decode step reads: a basis that G layers share is held once and read G times."""
+        return sum(layer.read_nbytes() for layer in self.own) + sum(map(others.nbytes, self.others()))
 
     def fixed_nbytes(self) -> int:
         """Bytes that serve every sequence alike, such as projections."""

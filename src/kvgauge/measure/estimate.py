@@ -1,10 +1,12 @@
-"""estimate: on paper, how many sequences of a length fit on one accelerator, per family of methods and budget.
+"""estimate: on paper, how many sequences fit on an accelerator and how fast a step can be, per method and budget.
 
     kvgauge estimate
+    kvgauge estimate --model qwen2.5-7b-instruct-1m --gpu h200 --tokens 65536 --batch 8
 
-Prints Llama-3.1-8B at 131,072 tokens on 80 GB. Nothing is run: shapes come from the architecture's configuration, bytes
-from the formulas below. s is the bytes of a number, L layers, N key/value heads, d head_dim, T tokens, D hidden_size,
-I intermediate_size, b the budget.
+Two tables, by default of Llama-3.1-8B at 131,072 tokens on an H100: how many sequences fit, and the bound of a decode
+step of each cell (`kvgauge.measure.roofline`), which says what can ever be faster than the uncompressed cache. Nothing
+is run: shapes come from the architecture's configuration, bytes from the formulas below. s is the bytes of a number, L
+layers, N key/value heads, d head_dim, T tokens, D hidden_size, I intermediate_size, b the budget.
 
 Cached bytes of one sequence:
 
@@ -33,19 +35,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import pandas as pd
-import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
+from transformers import LlamaConfig
 
-from kvgauge.architecture.facts import ModelFacts, model_facts
 from kvgauge.errors import UserError, unknown
-from kvgauge.measure.bandwidth import weight_nbytes
+from kvgauge.measure.accelerators import ACCELERATORS, Accelerator, accelerator
+from kvgauge.measure.roofline import CARDINALITY_NBYTES, GROUP, Bound, bounds
+from kvgauge.measure.shape import Shape
 from kvgauge.methods.per_head.ranks import budget_ranks
-from kvgauge.stage import CommandParser
+from kvgauge.models.loading import model_config
+from kvgauge.stage import CommandParser, fail
 
 CHUNK = 4096  # tokens of a prefill chunk
 WINDOW = 512  # tokens between two reductions of a merging method
-GROUP = 4  # layers of a cross-layer group
-CARDINALITY_NBYTES = 4
 
 LLAMA_3_1_8B = LlamaConfig(
     vocab_size=128256,
@@ -57,48 +58,6 @@ LLAMA_3_1_8B = LlamaConfig(
     max_position_embeddings=131072,
     tie_word_embeddings=False,
 )
-
-
-@dataclass(frozen=True)
-class Accelerator:
-    """A device.
-
-    Attributes:
-        name: for the table.
-        nbytes: memory.
-        bandwidth: bytes per second, as its data sheet says.
-        usable: share of the memory that is left beside the runtime and fragmentation.
-    """
-
-    name: str = "H100 SXM 80 GB"
-    nbytes: int = 80 * 10**9
-    bandwidth: float = 3.35e12
-    usable: float = 0.94
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What the formulas need of a model.
-
-    Attributes:
-        facts: of its attention.
-        weight_nbytes: all parameters.
-        read_nbytes: the parameters that a decode step reads.
-        intermediate_size: of its feed-forward blocks.
-    """
-
-    facts: ModelFacts
-    weight_nbytes: int
-    read_nbytes: int
-    intermediate_size: int
-
-    @classmethod
-    def of(cls, config: PretrainedConfig, dtype: torch.dtype = torch.bfloat16) -> Shape:
-        """The shape of an architecture; its weights are counted, not made."""
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-        total = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-        return cls(model_facts(model), total, weight_nbytes(model), config.get_text_config().intermediate_size)
 
 
 @dataclass(frozen=True)
@@ -203,14 +162,34 @@ def table(
 
 
 def main() -> None:
-    """Print the table of Llama-3.1-8B at 128K on one 80 GB accelerator; the last line is JSON."""
-    CommandParser(__doc__).parse_args()
-    shape, tokens, device = Shape.of(LLAMA_3_1_8B), 131072, Accelerator()
-    rows = table(shape, tokens, device)
-    print(f"Llama-3.1-8B, bfloat16, {tokens} tokens, {device.name}, {device.usable:.0%} usable")
-    print(f"weights {shape.weight_nbytes / 1e9:.2f} GB")
-    print(pd.DataFrame([asdict(row) for row in rows]).to_string(index=False, na_rep="-", float_format="%.4g"))
-    print(json.dumps({"tokens": tokens, "device": asdict(device), "rows": [asdict(row) for row in rows]}))
+    """Print both tables; the last line is JSON."""
+    parser = CommandParser(__doc__)
+    parser.add_argument("--model", help="a name of conf/model, a hub id or a directory; its configuration is enough")
+    parser.add_argument("--gpu", default="h100", help=f"one of {', '.join(ACCELERATORS)}")
+    parser.add_argument("--tokens", type=int, default=131072, help="of each sequence")
+    parser.add_argument("--batch", type=int, default=8, help="sequences of the second table")
+    parser.add_argument("--efficiency", type=float, default=1.0, help="share of the peak that products reach")
+    options = parser.parse_args()
+    try:
+        if options.tokens < 1 or options.batch < 1:
+            raise UserError("--tokens and --batch have to be 1 or more")
+        device = accelerator(options.gpu)
+        shape = Shape.of(LLAMA_3_1_8B if options.model is None else model_config(options.model))
+        rows = table(shape, options.tokens, device)
+        floors = bounds(shape, options.tokens, options.batch, device, options.efficiency)
+    except UserError as error:
+        fail(str(error))
+    print(f"{options.model or 'Llama-3.1-8B'}, bfloat16, {options.tokens} tokens, {device.name}")
+    print(f"\nHow many sequences fit: {device.usable:.0%} of the memory, weights {shape.weight_nbytes / 1e9:.2f} GB")
+    print(_text(rows))
+    print(f"\nThe bound of a decode step at batch {options.batch}; stored, read and TPOT over the uncompressed cache's")
+    print(_text(floors))
+    found = {"rows": [asdict(row) for row in rows], "bounds": [asdict(row) for row in floors]}
+    print(json.dumps({"tokens": options.tokens, "batch": options.batch, "device": asdict(device)} | found))
+
+
+def _text(rows: Sequence[Estimate] | Sequence[Bound]) -> str:
+    return pd.DataFrame([asdict(row) for row in rows]).to_string(index=False, na_rep="-", float_format="%.4g")
 
 
 if __name__ == "__main__":

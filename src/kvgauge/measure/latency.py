@@ -196,7 +196,7 @@ class Timings:
         steps: seconds of every timed decode step of a round.
         attention: seconds that attention to the cache takes in a decode step, all layers.
         nbytes, fixed_nbytes: cached bytes right after compression, and bytes of projections.
-        live_nbytes: cached bytes in the middle of the decode steps.
+        read_nbytes: cached bytes that a step in the middle of the decode steps reads.
     """
 
     prefill: list[float] = field(default_factory=list)
@@ -205,7 +205,7 @@ class Timings:
     attention: list[float] = field(default_factory=list)
     nbytes: int = 0
     fixed_nbytes: int = 0
-    live_nbytes: int = 0
+    read_nbytes: int = 0
 
     def firsts(self) -> list[float]:
         """Seconds to the first token, a round each: prefill and compression; empty where the prefill was synthetic."""
@@ -242,7 +242,7 @@ def measure_point(
         ``tpot_median_s``, ``tpot_p95_s``, ``attention_s``. Bytes of all sequences: ``nbytes``, ``fixed_nbytes``; of the
         model: ``weights_nbytes``.
         ``bandwidth`` is the copy bandwidth (bytes/s) of this point, ``mbu`` the share of it that a decode step
-        reaches (weights and cache read once), ``attention_of_bound`` the bound of reading the cache once over
+        reaches (weights once, a basis once a layer), ``attention_of_bound`` the bound of reading the cache over
         ``attention_s``. Ratios: ``tpot_over_static``, ``tpot_over_dynamic``, ``tpot_over_one_pass`` (to the
         uncompressed cache with the compiled kernel, None where there is none), ``ttft_over_static``.
 
@@ -312,7 +312,7 @@ def _time_once(
         if index >= config.warmup:
             steps.append(seconds)
         if index == config.warmup + config.decode_steps // 2:
-            times.live_nbytes = cache_nbytes(cache)
+            times.read_nbytes = cache.read_nbytes() if isinstance(cache, KVCache) else cache_nbytes(cache)
     times.steps.append(steps)
     if isinstance(cache, KVCache):
         times.attention.append(attention_seconds(model, cache, batch))
@@ -362,7 +362,7 @@ def _row(
     steps = [seconds for steps in times.steps for seconds in steps]
     median = statistics.median(steps)
     firsts = times.firsts()
-    read = times.live_nbytes + times.fixed_nbytes
+    read = times.read_nbytes + times.fixed_nbytes
     attention = statistics.median(times.attention) if times.attention else None
     return {
         "cell": one.cell,

@@ -98,6 +98,18 @@ def load_model(
     return model, tokenizer
 
 
+def model_config(name: str | ModelSpec) -> PreTrainedConfig:
+    """The configuration of a model, without its weights. Arguments and errors as `load_model`."""
+    spec = name if isinstance(name, ModelSpec) else model_spec(name)
+    if spec.source == "random":
+        return random_model(spec).config
+    try:
+        found = _config(spec, _checkpoint(spec))
+    except (OSError, ValueError) as error:
+        raise _unreachable(spec, error) from error
+    return overridden(found, spec.config, spec.name) if spec.config else found
+
+
 def load_tokenizer(name: str | ModelSpec) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, without its weights. Arguments and errors as `load_model`."""
     spec = name if isinstance(name, ModelSpec) else model_spec(name)

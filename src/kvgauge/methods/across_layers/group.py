@@ -208,6 +208,17 @@ class CrossLayerLayer(TailedLayer):
         }
         return {part: size for part, size in parts.items() if size}
 
+    def read_nbytes(self) -> int:
+        held, context = super().read_nbytes(), len(self.context_segment()) if self.compressed else 0
+        basis = sum(space.basis.nbytes() for space in (self.group.keys, self.group.values))
+        selection, share = self.group.settings.selection, 1.0
+        if selection is not None and context:
+            rows = (
+                selection.chosen * selection.chunk * self.landmarks.dense().shape[1]
+            )  # heads choose rows of their own
+            share = min(1.0, rows / context)
+        return held - (basis if self.member == 0 else 0) + round(share * basis)
+
     def fixed_nbytes(self) -> int:
         rotation = self.rotation
         others = () if self.cache is None else (one for one in self.cache.own if isinstance(one, CrossLayerLayer))

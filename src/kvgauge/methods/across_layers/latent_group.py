@@ -113,6 +113,9 @@ class CrossLayerLatentLayer(LatentAttentionLayer):
         }
         return {part: size for part, size in parts.items() if size}
 
+    def read_nbytes(self) -> int:
+        return super().read_nbytes() + (self.group.latents.basis.nbytes() if self.member else 0)
+
     def compressed_dense(self) -> tuple[Tensor, Tensor]:
         latents = self.group.latents.rebuild(self.member).unsqueeze(1)
         if len(self.tail):

@@ -187,6 +187,10 @@ class MergedPairLayer(TailedLayer):
         }
         return {part: size for part, size in parts.items() if size}
 
+    def read_nbytes(self) -> int:
+        shared = (part for states in (self.pair.keys, self.pair.values) for part in (states.directions, states.columns))
+        return super().read_nbytes() + (sum(part.nbytes() for part in shared) if self.member else 0)
+
     def buffers(self) -> Sequence[RowBuffer]:
         own = list(super().buffers())
         for states in (self.pair.keys, self.pair.values):
