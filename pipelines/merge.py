@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvgauge import artifacts, configuration, provenance
 from kvgauge.architecture.facts import check_length, model_facts
+from kvgauge.architecture.prompt_length import prompt_length
 from kvgauge.configuration import digest
 from kvgauge.contract.fitted import Fitted
 from kvgauge.contract.fitting import fit_config
@@ -44,7 +45,8 @@ def run(cfg: DictConfig) -> None:
     error_rows: list[dict[str, Any]] = []
     model_rows: list[dict[str, Any]] = []
     pairs = contexts(cfg, model, tokenizer)
-    with tqdm(total=len(pairs) * len(methods), desc="merge", unit="cell") as bar:
+    longest = cfg.fidelity.context_length + cfg.fidelity.continuation
+    with prompt_length(model, longest), tqdm(total=len(pairs) * len(methods), desc="merge", unit="cell") as bar:
         for sequence, (context, continuation) in enumerate(pairs):
             projected: set[tuple[Any, ...]] = set()  # whose pairs were measured at the ranks asked for
             for method in methods:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 
 import kvgauge
-from kvgauge.architecture.facts import model_facts, output_weight
+from kvgauge.architecture.facts import attention_modules, model_facts, output_weight
 from kvgauge.calibration.allocation import interpolated, ladder, lower_hull, spend
 from kvgauge.calibration.output_error import held_out_layers
 from kvgauge.errors import UserError
@@ -99,6 +100,25 @@ def test_measured_errors_are_those_of_the_attention_output(tiny, tokens):
         assert layer.loss(seen.keys, seen.values) == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.parametrize("name", ["llama", "granite", "gemma2", "gpt_oss", "cohere", "opt"])
+def test_exact_outputs_are_the_models_own(name, attached, tokens):
+    """With its factor on the scores, its soft cap and its sink logits."""
+    model, ids = attached(name), tokens(1, 60, seed=43)
+    outputs = []
+    handles = [
+        module.register_forward_hook(lambda _m, _i, out: outputs.append(out[0])) for module in attention_modules(model)
+    ]
+    try:
+        (layers,) = held_out_layers(model, ids)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for layer, output, module in zip(layers, outputs, attention_modules(model), strict=True):
+        last = getattr(module, "o_proj", None) or module.out_proj
+        bias = 0 if last.bias is None else last.bias
+        torch.testing.assert_close(layer.exact, output[:, layer.columns] - bias, rtol=1e-4, atol=1e-4)
+
+
 def test_the_scale_is_the_residual_stream_behind_the_attention(tiny, tokens):
     model, ids = tiny("tiny/llama"), tokens(1, 30, seed=42)
     streams = []
@@ -176,6 +196,27 @@ def test_group_energies_are_the_errors_of_their_subspaces(tiny, moments):
                 shares.append(sizes[0] / sizes[1])
             expected.append(sum(shares))
         assert float(losses["loss_v"][group, 9]) == pytest.approx(sum(expected) / len(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "cohere", "hunyuan", "smollm3", "glm4", "gemma3", "gemma2", "granite"])
+def test_measured_losses_are_those_of_the_cache_whatever_a_layer_does_to_its_keys(name, attached, tokens):
+    """Layers that rotate neighbours, a part of a head or nothing, norms behind it, capped and rescaled scores."""
+    model = attached(name)
+    known = kvgauge.collect(model, [tokens(2, 100, seed=1)], held_out=tokens(1, 100, seed=11))
+    facts = model_facts(model)
+    method = kvgauge.build_method("xkv_aware", allocate="greedy", group_size=facts.num_layers, sinks=2)
+    fitted = method.fit(known, model)
+    features = facts.num_layers * facts.num_key_value_heads * facts.head_dim
+    rank = ladder(min(features, 98))[3]
+    cut = replace(method, budget=None, rank_k=rank, rank_v=features, allocate="uniform")
+    cache = cut.new_cache(model, cut.fit(known, model))
+    with torch.no_grad():
+        model(known.held_out, past_key_values=cache)
+    cache.compress()
+    (layers,) = held_out_layers(model, known.held_out)
+    expected = sum(layer.loss(cache.dense(index)[0], layer.seen.values) for index, layer in enumerate(layers))
+    assert expected > 1e-4
+    assert float(fitted.tensors["loss_k"][0, rank]) == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["ksvd", "xkv"])

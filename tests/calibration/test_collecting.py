@@ -8,6 +8,7 @@ import torch
 import kvgauge
 from kvgauge.calibration.moments import SEQUENCE_TOKENS, first_sequences
 from kvgauge.errors import UserError
+from kvgauge.layers.building import exact_cache
 from kvgauge.measure.fidelity import observe
 from kvgauge.models.loading import load_model
 
@@ -86,6 +87,33 @@ def test_no_tokens_too_many_tokens_and_nan(tiny, tokens):
     broken.model.layers[2].self_attn.v_proj.weight.data[0, 0] = float("nan")
     with pytest.raises(UserError, match=r"layer 2 \(v\) are not finite"):
         kvgauge.collect(broken, [tokens(1, 20)])
+
+
+def test_factors_on_the_scores_are_those_of_the_model(attached, tokens):
+    for name, factor in (("llama", 0.25), ("granite", 0.2), ("opt", 1.0)):  # OPT multiplies its queries
+        moments = kvgauge.collect(attached(name), [tokens(1, 20)])
+        assert moments.scalings().tolist() == [factor] * 4
+
+
+def test_layers_that_others_read_are_observed_once(attached, tokens):
+    model, ids = attached("gemma3n"), tokens(1, 90, seed=3)
+    moments = kvgauge.collect(model, [ids])
+    for seen, value in zip(observe(model, ids), moments.values(), strict=True):
+        rows = seen.values[0].double()
+        torch.testing.assert_close(rows.mT @ rows, value, rtol=1e-5, atol=1e-5)
+    expected = exact_cache(model)
+    with torch.no_grad():
+        model(ids, past_key_values=expected)
+    for seen in observe(model, ids):
+        torch.testing.assert_close(seen.keys, expected.dense(seen.layer)[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama-dynamic", "phi3-longrope", "smollm3"])
+def test_what_a_model_has_is_collected(name, attached, tokens):
+    """Of GPT-2, which rotates nothing, there are no moments before a rotation; nothing else is lost by it."""
+    moments = kvgauge.collect(attached(name), [tokens(1, 150)])
+    rotated = {"k_post", "q_post", "v"}
+    assert set(moments.tensors) == (rotated if name == "gpt2" else rotated | {"k_pre", "q_pre"})
 
 
 def test_a_few_sequences_stay_with_the_moments(tiny, tokens, tmp_path):

@@ -72,3 +72,18 @@ def test_a_prompt_beyond_the_positions_is_refused(tiny: Tiny) -> None:
     check_fits(tiny[0], 8000, 192)
     with pytest.raises(UserError, match="8192 positions"):
         check_fits(tiny[0], 8000, 193)
+
+
+def test_prefill_itself_refuses_a_prompt_beyond_the_positions() -> None:
+    model = kvgauge.load_model("tiny/llama", config={"max_position_embeddings": 40})[0]
+    cache = kvgauge.build_method("full").new_cache(model)
+    prefill(model, ids(30), cache)
+    with pytest.raises(UserError, match=r"^a prompt of 41 tokens is longer than the model's 40 positions: use"):
+        prefill(model, ids(11), cache)
+    prefill(model, ids(10), cache)
+    with pytest.raises(UserError, match="40 positions"):
+        prefill(model, ids(41), DynamicCache())
+    mask = torch.ones(1, 44, dtype=torch.bool)
+    mask[:, :4] = False
+    prefill(model, ids(44), DynamicCache(), mask=mask)  # padding takes no position
+    prefill(model, ids(41), DynamicCache(), beyond_positions=True)

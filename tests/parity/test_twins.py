@@ -16,15 +16,23 @@ from kvgauge.models.attaching import attach
 from kvgauge.testing import compressed_cache, fit_on_random_tokens, random_tokens, relative_error
 
 CONTEXT = 320
-METHODS = {
-    "xkv": {"group_size": 2},
-    "single_svd": {},
-    "kqsvd": {},
-    "eigen": {},
-    "kvslimmer": {},
-    "asymkv": {},
-    "kvquant": {"bits": 3, "budget": None},
-}
+METHODS = [
+    ("xkv", {"group_size": 2}),
+    ("single_svd", {}),
+    ("xkv_aware", {"group_size": 2}),
+    ("xkv_aware", {"group_size": 2, "allocate": "energy"}),
+    ("xkv_aware", {"group_size": 2, "allocate": "greedy"}),
+    ("minicache", {"budget": 0.9}),
+    ("kqsvd", {}),
+    ("kqsvd", {"allocate": "greedy"}),
+    ("eigen", {}),
+    ("ksvd", {}),
+    ("kvslimmer", {}),
+    ("asymkv", {}),
+    ("mean_merge", {}),
+    ("streaming_llm", {}),
+    ("kvquant", {"bits": 3, "budget": None}),
+]
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +62,9 @@ def test_they_are_the_same_function(twins):
     assert relative_error(first, second) < 1e-5
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_compressed_answers_agree(name, twins):
-    options = {"budget": 0.5} | METHODS[name]
+@pytest.mark.parametrize(("name", "chosen"), METHODS, ids=lambda part: str(part))
+def test_compressed_answers_agree(name, chosen, twins):
+    options = {"budget": 0.5} | chosen
     ids = random_tokens(1, CONTEXT + 12, seed=4)
     answers, sizes = [], []
     for model in twins:

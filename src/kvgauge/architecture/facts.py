@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from kvgauge.architecture.glimpse import glimpse
 from kvgauge.architecture.kinds import Kind, keepings
@@ -181,12 +181,20 @@ def model_facts(model: PreTrainedModel) -> ModelFacts:
         num_key_value_heads=shown.num_key_value_heads,
         head_dim=shown.head_dim,
         hidden_size=config.hidden_size,
-        max_positions=getattr(config, "max_position_embeddings", None) or UNLIMITED,
+        max_positions=_max_positions(config),
         dtype=model.dtype,
         latent=shown.latent,
         layers=layers,
         name=type(model).__name__,
     )
+
+
+def _max_positions(config: PretrainedConfig) -> int:
+    """Those of the configuration; dynamic rotary frequencies serve `factor` times as many (arXiv 2309.00071)."""
+    trained = getattr(config, "max_position_embeddings", None) or UNLIMITED
+    rotary = getattr(config, "rope_parameters", None) or {}
+    factor = rotary.get("factor") if rotary.get("rope_type") == "dynamic" else None
+    return int(trained * (factor or 1))
 
 
 def _layer_facts(model: PreTrainedModel) -> tuple[LayerFacts, ...]:

@@ -32,7 +32,6 @@ def fixed_length(model: PreTrainedModel) -> int | None:
     return _fixed(decoder(model))
 
 
-@torch.no_grad()
 def fix_length(model: PreTrainedModel, tokens: int) -> None:
     """Use the frequencies of a prompt of `tokens` tokens from here on, whatever was read before.
 
@@ -40,23 +39,41 @@ def fix_length(model: PreTrainedModel, tokens: int) -> None:
 
     Args:
         model: any decoder.
-        tokens: of the prompt with all that will be generated after it.
+        tokens: of the prompt.
     """
     root = decoder(model)
     if not _adapting(root) or _fixed(root) == tokens:
         return
-    _release(root)
+    _read(root, tokens)
     for module, kinds in _adapting(root):
-        like, position = torch.empty(0, device=model.device), torch.tensor([[tokens - 1]], device=model.device)
         if isinstance(module.rope_type, dict):
-            for layer_type in kinds:
-                module(like, position, layer_type)
             fixed = {name: FIXED if kind in LENGTH_DEPENDENT else kind for name, kind in kinds.items()}
             vars(module)["rope_type"] = fixed
         else:
-            module(like, position_ids=position)
             vars(module)["rope_type"] = FIXED
     vars(root)["_kvgauge_fixed_length"] = tokens
+
+
+def length_changes(model: PreTrainedModel, tokens: int, longest: int) -> str | None:
+    """The rope type of `model`, if what follows a prompt is turned by other frequencies than the prompt was.
+
+    Args:
+        model: any decoder.
+        tokens: of the prompt.
+        longest: with all that follows it.
+    """
+    root, before = decoder(model), fixed_length(model)
+    if not _adapting(root):
+        return None
+    tables = []
+    for length in (tokens, longest):
+        _read(root, length)
+        tables.append([buffer.clone() for buffer in _frequencies(root)])
+    _release(root)
+    if before is not None:
+        fix_length(model, before)
+    same = all(torch.equal(first, second) for first, second in zip(*tables, strict=True))
+    return None if same else length_dependent(model)
 
 
 def release_length(model: PreTrainedModel) -> None:
@@ -106,6 +123,25 @@ def _release(root: nn.Module) -> None:
         if hasattr(module, "max_seq_len_cached"):
             module.max_seq_len_cached = module.original_max_seq_len
     vars(root)["_kvgauge_fixed_length"] = None
+
+
+@torch.no_grad()
+def _read(root: nn.Module, tokens: int) -> None:
+    """The state that a prompt of `tokens` tokens leaves in modules that have read nothing before."""
+    _release(root)
+    for module, kinds in _adapting(root):
+        like = next(module.buffers())
+        position = torch.tensor([[tokens - 1]], device=like.device)
+        for layer_type in kinds:
+            module(like, position, *([layer_type] if layer_type else []))
+
+
+def _frequencies(root: nn.Module) -> list[torch.Tensor]:
+    return [
+        getattr(module, f"{name}_inv_freq" if name else "inv_freq")
+        for module, kinds in _adapting(root)
+        for name in kinds
+    ]
 
 
 def _fixed(root: nn.Module) -> int | None:

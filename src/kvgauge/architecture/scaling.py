@@ -49,6 +49,18 @@ class Scaling(float):
             return self.softcap * torch.tanh(scores / self.softcap)
         return scores.div_(self.softcap).tanh_().mul_(self.softcap)
 
+    def weights(self, scores: Tensor) -> Tensor:
+        """The softmax of scores that are scaled, capped and masked, beside the sinks; for measuring.
+
+        Args:
+            scores: (batch, num_attention_heads, queries, tokens).
+        """
+        shares = scores.softmax(dim=-1)
+        if self.sinks is None:
+            return shares
+        sinks = self.sinks.to(scores)[:, None]
+        return shares * torch.sigmoid(scores.logsumexp(dim=-1) - sinks).unsqueeze(-1)
+
     def share(self, normalisers: Tensor) -> Tensor | None:
         """What is left to the tokens beside the sinks.
 

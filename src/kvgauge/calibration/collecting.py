@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from kvgauge.architecture.facts import check_length, model_facts
 from kvgauge.architecture.modules import decoder
+from kvgauge.architecture.prompt_length import prompt_length
 from kvgauge.architecture.rotary import Rotary
 from kvgauge.calibration.moments import NAMES, Moments, first_sequences
 from kvgauge.errors import UserError
@@ -48,11 +49,14 @@ def collect(
     facts.check("calibration", uneven=False)
     shape = (facts.num_layers, facts.num_key_value_heads, facts.head_dim, facts.head_dim)
     sums = {name: torch.zeros(shape, dtype=torch.float64, device=model.device) for name in NAMES}
-    rotaries = _rotaries(model)
+    rotaries: list[Rotary] | None = None
     tokens = longest = 0
     sequences: tuple[Tensor, ...] = ()
 
+    scalings = [1.0] * facts.num_layers
+
     def observe(seen: Observation) -> None:
+        scalings[seen.layer] = float(seen.scaling)
         positions = seen.positions
         if positions is None:
             positions = torch.arange(seen.keys.shape[2], device=seen.keys.device)[None]
@@ -73,8 +77,11 @@ def collect(
     for batch in tqdm(token_batches, desc="collect", unit="batch", disable=not progress):
         ids = batch.unsqueeze(0) if batch.ndim == 1 else batch
         check_length(model, ids.shape[1], "a calibration sequence")
-        # The decoder alone: logits over the vocabulary are not needed.
-        decoder(model)(input_ids=ids.to(model.device), past_key_values=observing_cache(model, observe), use_cache=True)
+        cache = observing_cache(model, observe)
+        with prompt_length(model, ids.shape[1]):
+            rotaries = _rotaries(model)
+            # The decoder alone: logits over the vocabulary are not needed.
+            decoder(model)(input_ids=ids.to(model.device), past_key_values=cache, use_cache=True)
         tokens += ids.numel()
         longest = max(longest, ids.shape[1])
         sequences = first_sequences((*sequences, *ids.to("cpu", torch.int32)))
@@ -93,6 +100,7 @@ def collect(
         "model_name": getattr(model, "name_or_path", "") or type(model).__name__,
         "tokens": tokens,
         "sequence_length": longest,
+        "scalings": scalings,
     }
     return Moments({name: value.cpu() for name, value in sums.items()}, metadata, sequences, held_out)
 

@@ -31,8 +31,8 @@ class Moments:
     Attributes:
         tensors: ``k_post``, ``k_pre``, ``q_post``, ``q_pre`` and ``v``, each (layers, num_key_value_heads, head_dim,
             head_dim), float64; the queries of a group are stacked, so ``q_*`` sums over the group's heads too.
-        metadata: ``model`` and ``model_name``, ``tokens`` counted, ``sequence_length`` of the longest sequence, and
-            what the caller adds, e.g. the corpus.
+        metadata: ``model`` and ``model_name``, ``tokens`` counted, ``sequence_length`` of the longest sequence,
+            ``scalings`` of the layers' scores, and what the caller adds, e.g. the corpus.
         sequences: the first calibration sequences, token ids (tokens,), at most `SEQUENCE_TOKENS` tokens in all.
         held_out: token ids (sequences, tokens) that no moment counts, for what is measured on the model itself; None
             where there are none.
@@ -79,6 +79,10 @@ class Moments:
     def values(self) -> Tensor:
         """C_V."""
         return self.tensors["v"]
+
+    def scalings(self) -> Tensor:
+        """What every layer multiplies the products of these queries and keys with, (layers,), float64."""
+        return torch.tensor(self.metadata["scalings"], dtype=torch.float64)
 
     def __add__(self, other: Moments) -> Moments:
         """The moments of both sets of tokens, with the held-out sequences of the first that has some.

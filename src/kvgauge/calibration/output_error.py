@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from kvgauge.architecture.facts import model_facts, output_weight
 from kvgauge.architecture.modules import decoder
+from kvgauge.architecture.scaling import Scaling
 from kvgauge.layers.observing import Observation, observing_cache
 
 QUERIES = 128  # per sequence, from its second half: these see a context, and are enough for a mean over a layer
@@ -40,11 +41,13 @@ class HeldOutLayer:
         Args:
             keys, values: (1, num_key_value_heads, tokens, head_dim), post-RoPE.
         """
-        wrong = attention_output(self.seen.queries, keys, values, self.columns, self.weight) - self.exact
-        return float(wrong.double().square().sum()) / self.scale
+        wrong = attention_output(self.seen.queries, keys, values, self.columns, self.weight, self.seen.scaling)
+        return float((wrong - self.exact).double().square().sum()) / self.scale
 
 
-def attention_output(queries: Tensor, keys: Tensor, values: Tensor, columns: Tensor, weight: Tensor) -> Tensor:
+def attention_output(
+    queries: Tensor, keys: Tensor, values: Tensor, columns: Tensor, weight: Tensor, scaling: float
+) -> Tensor:
     """What the causal attention of some columns' queries adds to the residual stream, (1, columns, hidden_size).
 
     Args:
@@ -52,13 +55,16 @@ def attention_output(queries: Tensor, keys: Tensor, values: Tensor, columns: Ten
         keys, values: (1, num_key_value_heads, tokens, head_dim).
         columns: (queries,).
         weight: W_O as (num_attention_heads, head_dim, hidden_size).
+        scaling: of the scores; a `Scaling` where there is more to them than a factor.
     """
     groups = queries.shape[1] // keys.shape[1]
     asked = queries[:, :, columns].float().unflatten(1, (keys.shape[1], groups)).flatten(2, 3)
-    scores = asked @ keys.float().mT * keys.shape[-1] ** -0.5
+    full = Scaling.of(scaling)
+    scores = full.capped(asked @ keys.float().mT * float(scaling))
     hidden = torch.arange(keys.shape[2], device=keys.device) > columns[:, None]
     scores = scores.masked_fill(hidden.repeat(groups, 1), -torch.inf)
-    mixed = (scores.softmax(dim=-1) @ values.float()).unflatten(2, (groups, -1)).flatten(1, 2)
+    weights = full.weights(scores.unflatten(2, (groups, -1)).flatten(1, 2))
+    mixed = (weights.unflatten(1, (-1, groups)).flatten(2, 3) @ values.float()).unflatten(2, (groups, -1)).flatten(1, 2)
     return (mixed @ weight).sum(dim=1)
 
 
@@ -77,7 +83,7 @@ def held_out_layers(model: PreTrainedModel, sequences: Tensor) -> Iterator[list[
         ).hidden_states
         layers = []
         for state, weight, stream in zip(seen, weights, (streams[index] for index in facts.compressed), strict=True):
-            exact = attention_output(state.queries, state.keys, state.values, columns, weight)
+            exact = attention_output(state.queries, state.keys, state.values, columns, weight, state.scaling)
             scale = float((stream[:, columns] + exact).double().square().sum())
             layers.append(HeldOutLayer(state, columns, weight, exact, scale))
         yield layers

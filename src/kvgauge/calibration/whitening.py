@@ -107,7 +107,7 @@ def output_moments(model: PreTrainedModel) -> Tensor:
 
 
 def score_metrics(moments: Moments, model: PreTrainedModel, rope: str, offset: int = 0) -> Tensor:
-    """Mean squared score, ``(q·k)²/head_dim``, as a metric of keys: (layers, num_key_value_heads, head_dim, head_dim).
+    """Mean squared score, ``(s q·k)²``, as a metric of keys: (layers, num_key_value_heads, head_dim, head_dim).
 
     Args:
         moments: of calibration queries.
@@ -116,13 +116,17 @@ def score_metrics(moments: Moments, model: PreTrainedModel, rope: str, offset: i
             `kvgauge.architecture.planes.interleaved`, averaged over the causal pairs of a calibration sequence.
         offset: positions that the frame of ``pre`` lies before the keys' own.
     """
-    facts = model_facts(model)
-    metric = moments.queries(rope) / (moments.tokens * facts.num_key_value_groups * facts.head_dim)
+    facts, queries = model_facts(model), moments.queries(rope)
+    factors = moments.scalings().to(queries).square()[:, None, None, None]
+    metric = queries * factors / (moments.tokens * facts.num_key_value_groups)
     if rope == "post":
         return metric
-    metric = seen_from_keys(metric, rotary_frequencies(model), moments.sequence_length, offset)
+    turned = [
+        seen_from_keys(part, rotary_frequencies(model, layer), moments.sequence_length, offset)
+        for layer, part in enumerate(metric)
+    ]
     order = plane_order(facts.head_dim).to(metric.device)
-    return metric[..., order[:, None], order]
+    return torch.stack(turned)[..., order[:, None], order]
 
 
 _VALUE_WEIGHTS: weakref.WeakKeyDictionary[PreTrainedModel, Weighting] = weakref.WeakKeyDictionary()

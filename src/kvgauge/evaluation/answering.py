@@ -3,6 +3,9 @@
 The order is always: prefill the context, compress, read the question, decode (``compress_at: context``), or prefill
 context and question, compress, decode (``prompt``). Whether a cell runs alone or beside others makes no difference:
 its cache adopts the same exact keys and values either way.
+
+Where a model's rotary frequencies depend on the length of a prompt, context and question are read by those of the whole
+prompt, as if they were read in one pass; the answer is decoded as transformers' own ``generate`` goes on from there.
 """
 
 from __future__ import annotations
@@ -16,10 +19,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvgauge.architecture.facts import model_facts
+from kvgauge.architecture.prompt_length import length_dependent, prompt_length
 from kvgauge.contract.budget import reference_nbytes
 from kvgauge.evaluation.cell import Cell
 from kvgauge.evaluation.decoding import greedy_batch, prefill, stop_tokens
 from kvgauge.evaluation.drafting import Drafts, greedy_drafted
+from kvgauge.evaluation.frequencies import check_frequencies
 from kvgauge.layers.cache import KVCache
 from kvgauge.layers.inputs import LayerInputs
 from kvgauge.methods.exact.full import Full
@@ -71,6 +76,16 @@ class Answer:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass
+class _Reading:
+    """A cache that has read a prompt and is compressed, and what was measured of it."""
+
+    cache: KVCache
+    logits: Tensor
+    measured: list[dict[str, Any]]
+    seconds: dict[str, float]
+
+
 class Answerer:
     """Prefills and answers with one model.
 
@@ -84,10 +99,15 @@ class Answerer:
         self.model, self.tokenizer, self.draft_tokens = model, tokenizer, draft_tokens
         self.stop = stop_tokens(model, tokenizer)
         self.full = Full()
+        self.adapting = length_dependent(model)
+
+    def alone(self, cell: Cell) -> bool:
+        """The cell answers the prompts of a batch one by one: each has frequencies of its own, or the method does."""
+        return cell.method.needs.alone or self.adapting is not None
 
     def drafts(self, batch: Batch) -> Drafts | None:
-        """Where drafts of a batch's answers come from; None where there are none."""
-        if not self.draft_tokens or batch.size > 1 or len(batch.max_new_tokens) > 1:
+        """Where drafts of a batch's answers come from; None where there are none, or every token has frequencies."""
+        if not self.draft_tokens or batch.size > 1 or len(batch.max_new_tokens) > 1 or self.adapting is not None:
             return None
         return Drafts(self.draft_tokens, [*batch.context[0].tolist(), *batch.question[0].tolist()])
 
@@ -101,14 +121,16 @@ class Answerer:
         cache = self.full.new_cache(self.model)
         cache.inputs = LayerInputs(self.model, cache) if inputs else None
         start = self._now()
-        logits = prefill(self.model, self._ids(batch.context), cache, mask=self._mask(batch.context_mask))
+        with prompt_length(self.model, batch.width("prompt")):
+            logits = prefill(self.model, self._ids(batch.context), cache, mask=self._mask(batch.context_mask))
         return ExactPrefill(cache, logits, "context", self._now() - start)
 
     def extend(self, exact: ExactPrefill, batch: Batch) -> None:
         """Prefill the question as well, for the cells that compress after it."""
         start = self._now()
         mask = self._mask(batch.prompt_mask)
-        exact.logits = prefill(self.model, self._ids(batch.question), exact.cache, mask=mask)
+        with prompt_length(self.model, batch.width("prompt")):
+            exact.logits = prefill(self.model, self._ids(batch.question), exact.cache, mask=mask)
         exact.upto = "prompt"
         exact.seconds += self._now() - start
 
@@ -125,9 +147,21 @@ class Answerer:
 
         Raises:
             RuntimeError: the cell claims a budget below 1 and did not compress.
+            UserError: the answer would be turned by other rotary frequencies than the prompt, and the method, or the
+                model, is not right then.
         """
+        with prompt_length(self.model, batch.width("prompt")):
+            reading = self._read(cell, batch, exact)
+        return self._decode(batch, reading, drafts)
+
+    def _read(self, cell: Cell, batch: Batch, exact: ExactPrefill | None) -> _Reading:
+        """Everything before the answer."""
         model, seconds = self.model, {}
         cache = cell.method.new_cache(model, cell.fitted)
+        follow_ups = sum(ids.shape[1] for ids in batch.follow_ups)
+        longest = batch.width("prompt") + follow_ups + sum(max(limits) for limits in batch.max_new_tokens) - 1
+        padded = batch.prompt_mask is not None
+        check_frequencies(cell.label, model, cache, batch.width("prompt"), longest, padded=padded)
         logits = exact.logits if exact is not None else None
         start = self._now()
         if exact is not None:
@@ -150,6 +184,11 @@ class Answerer:
             logits = prefill(model, self._ids(batch.question), cache, mask=self._mask(batch.prompt_mask))
         seconds["question"] = self._now() - start
         assert logits is not None
+        return _Reading(cache, logits, measured, seconds)
+
+    def _decode(self, batch: Batch, reading: _Reading, drafts: Drafts | None) -> list[list[Answer]]:
+        """The answers, turn by turn."""
+        model, cache, logits, seconds = self.model, reading.cache, reading.logits, reading.seconds
         answers: list[list[Answer]] = [[] for _ in range(batch.size)]
         mask = self._mask(batch.prompt_mask)
         unread: list[int] = []  # tokens of the answer that the cache ends before
@@ -169,7 +208,7 @@ class Answerer:
             unread = tokens[0][cache.get_seq_length() - before :]
             end = _share(cache.nbytes(), batch.size)
             for row, text in enumerate(self.tokenizer.batch_decode(tokens, skip_special_tokens=True)):
-                known = measured[row] | {"nbytes_end": end, "seconds": dict(seconds)}
+                known = reading.measured[row] | {"nbytes_end": end, "seconds": dict(seconds)}
                 answers[row].append(Answer(text=text, **known))
         return answers
 

@@ -16,7 +16,13 @@ PREFILL_CHUNK = 4096  # tokens of one forward pass: longer prompts go chunk by c
 
 @torch.no_grad()
 def prefill(
-    model: PreTrainedModel, ids: Tensor, cache: Cache, chunk: int = PREFILL_CHUNK, mask: Tensor | None = None
+    model: PreTrainedModel,
+    ids: Tensor,
+    cache: Cache,
+    chunk: int = PREFILL_CHUNK,
+    mask: Tensor | None = None,
+    *,
+    beyond_positions: bool = False,
 ) -> Tensor:
     """Run `ids` through the model into `cache`.
 
@@ -26,11 +32,18 @@ def prefill(
         cache: holds everything before `ids`.
         chunk: tokens of one forward pass.
         mask: (batch, cached + tokens), False on padding; None where nothing is padded.
+        beyond_positions: more tokens than the model has positions are no mistake: only time and bytes matter.
 
     Returns:
         The logits of the last token (batch, vocabulary).
+
+    Raises:
+        UserError: a sequence is longer than the model's positions.
     """
     logits, total = None, cache.get_seq_length()
+    if not beyond_positions:
+        upto = total + ids.shape[1]
+        check_length(model, upto if mask is None else int(mask[:, :upto].sum(dim=1).max()), "a prompt")
     if isinstance(cache, KVCache):
         if not cache.compressed:
             upto = total + ids.shape[1]

@@ -64,10 +64,10 @@ class Engine:
     def _run(self, unit: Unit) -> None:
         waiting = missing(unit, self.cells, self.store)
         if len(unit.samples) > 1 and not unit.conversation:
-            alone = [cell for cell in waiting if cell.method.needs.alone]
+            alone = [cell for cell in waiting if self.answerer.alone(cell)]
             for single in unit.one_by_one() if alone else ():
                 self._answer(single, missing(single, alone, self.store))
-            waiting = [cell for cell in waiting if not cell.method.needs.alone]
+            waiting = [cell for cell in waiting if not self.answerer.alone(cell)]
         self._answer(unit, waiting)
 
     def _answer(self, unit: Unit, waiting: Sequence[Cell]) -> None:

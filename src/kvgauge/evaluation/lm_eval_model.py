@@ -23,11 +23,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kvgauge import configuration
+from kvgauge.architecture.prompt_length import fixed_length, prompt_length
 from kvgauge.contract.fitted import Fitted
 from kvgauge.contract.fitting import learns
 from kvgauge.contract.method import Method
 from kvgauge.errors import UserError
 from kvgauge.evaluation.decoding import prefill
+from kvgauge.evaluation.frequencies import check_frequencies
 from kvgauge.layers.adoption import Prefill
 from kvgauge.layers.cache import KVCache
 from kvgauge.methods.exact.full import Full
@@ -83,7 +85,7 @@ class KVGaugeLM(HFLM):
         self.method: Method = build_method(method, **fields)
         self.tail = tail
         self.compressed_prompts = 0
-        self._last: tuple[Tensor, KVCache] | None = None
+        self._last: tuple[Tensor, int | None, KVCache] | None = None
         super().__init__(pretrained=model, tokenizer=tokenizer, device=str(model.device), **options)
         self.fitted = self._fitted(fitted, Path(artifacts), corpus)
 
@@ -116,21 +118,27 @@ class KVGaugeLM(HFLM):
 
     def _exact_cache(self, context: Tensor, mask: Tensor | None) -> KVCache:
         """The exact cache of a context; the last one is kept, for the choices of one question come in a row."""
-        if self._last is None or mask is not None or not torch.equal(self._last[0], context):
+        length, last = fixed_length(self.model), self._last
+        if last is None or mask is not None or last[1] != length or not torch.equal(last[0], context):
             self._last = None
             exact = Full().new_cache(self.model)
             prefill(self.model, context, exact, mask=mask)
             if mask is not None:
                 return exact
-            self._last = (context, exact)
-        return self._last[1]
+            self._last = (context, length, exact)
+            return exact
+        return last[2]
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any) -> Tensor:
         """lm-eval's hook: `context` (batch, tokens), left-padded, and its answers behind it."""
         if context.shape[1] > self.tail:
             seen = generation_kwargs["attention_mask"].bool()
-            mask = None if bool(seen.all()) else seen[:, : -self.tail]
-            generation_kwargs["past_key_values"] = self.compressed_cache(context[:, : -self.tail], mask)
+            mask, tokens = None if bool(seen.all()) else seen[:, : -self.tail], context.shape[1]
+            with prompt_length(self.model, tokens):
+                cache = self.compressed_cache(context[:, : -self.tail], mask)
+            padded = mask is not None
+            check_frequencies(self.method.label, self.model, cache, tokens, max_length - 1, padded=padded)
+            generation_kwargs["past_key_values"] = cache
         generated: Tensor = super()._model_generate(context, max_length, stop, **generation_kwargs)
         return generated
 
@@ -144,8 +152,9 @@ class KVGaugeLM(HFLM):
             kept = (context + continuation)[-(self.max_length + 1) :]
             split = max(len(kept) - len(continuation) - self.tail, 0)
             ids = torch.tensor([kept[:-1]], device=self.model.device)
-            cache = self.compressed_cache(ids[:, :split]) if split else None
-            logits = self.model(input_ids=ids[:, split:], past_key_values=cache).logits[0, -len(continuation) :]
+            with prompt_length(self.model, ids.shape[1]):
+                cache = self.compressed_cache(ids[:, :split]) if split else None
+                logits = self.model(input_ids=ids[:, split:], past_key_values=cache).logits[0, -len(continuation) :]
             score = _score(logits, continuation)
             scores.append(score)
             self.cache_hook.add_partial("loglikelihood", texts, score)

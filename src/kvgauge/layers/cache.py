@@ -18,7 +18,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -207,9 +207,11 @@ class KVCache(Cache):
         own: the layers given; every index of a layer counts these, where transformers does not ask.
         layers: of the whole model, as transformers counts them; the same until `place`.
         prefill: what it needs of the prefill that fills it.
+        moves: keys and queries of new tokens are turned to other positions than the model's.
     """
 
     prefill = Prefill.EXACT
+    moves: ClassVar[bool] = False
 
     def __init__(self, layers: Sequence[LayerCache], *, context_length: int | None = None) -> None:
         super().__init__(layers=list(layers))

@@ -27,6 +27,7 @@ class Observation:
         queries: (batch, num_attention_heads, tokens, head_dim), post-RoPE.
         keys, values: (batch, num_key_value_heads, tokens, head_dim), keys post-RoPE.
         positions: (batch or 1, tokens), or None where the model does not pass them on.
+        scaling: what the model does to the scores before the softmax.
     """
 
     layer: int
@@ -34,6 +35,7 @@ class Observation:
     keys: Tensor
     values: Tensor
     positions: Tensor | None
+    scaling: float
 
 
 class ObservingLayer(LayerCache):
@@ -52,9 +54,20 @@ class ObservingLayer(LayerCache):
         """See `kvgauge.attend.attention.Attendable`."""
         assert self._seen is not None
         keys, values = self._seen
-        self._seen = None
-        self.observe(Observation(self.index, query, keys, values, position_ids))
+        self._forget()
+        self.observe(Observation(self.index, query, keys, values, position_ids, scaling))
         return exact_attention(query, keys, values, mask, scaling)
+
+    def attend_again(self, query: Tensor, mask: Mask, scaling: float) -> Tensor:
+        """See `LayerCache.attend_again`; what is observed is the layer's own attention alone."""
+        assert self._seen is not None
+        return exact_attention(query, *self._seen, mask, scaling)
+
+    def _forget(self) -> None:
+        """Keep nothing of the pass, unless other attention layers have yet to read it."""
+        placement = None if self.cache is None else self.cache.placement
+        if placement is None or not placement.readers[self.index]:
+            self._seen = None
 
     def compress(self) -> None:
         """There is nothing to compress."""
@@ -86,7 +99,7 @@ class ObservingLatentLayer(TakesLatents, ObservingLayer):
         latents, rotary = self._seen
         self._seen = None
         absorbed = self.projections.absorb(query)[..., : latents.shape[-1]]
-        self.observe(Observation(self.index, absorbed, latents, latents, position_ids))
+        self.observe(Observation(self.index, absorbed, latents, latents, position_ids, scaling))
         return exact_attention(query, *self.projections.expand(latents, rotary), mask, scaling)
 
 

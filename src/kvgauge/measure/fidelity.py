@@ -1,15 +1,15 @@
 """How far compressed attention is from the exact one, on held-out contexts.
 
 Seven relative Frobenius errors per layer, as in the KQ-SVD paper (arXiv 2512.05916, section 5): of K, Q, V, of the
-attention matrix K Qᵀ, of V W_O, of the softmax and of the attention output. The scores are scaled by 1/√head_dim, as
-the model does. Then what the model makes of it: the KL divergence of its next-token distributions from the uncompressed
-model's, and the perplexity of the tokens that follow.
+attention matrix K Qᵀ, of V W_O, of the softmax and of the attention output. The softmax is the model's own: its factor
+on the scores, its soft cap, its sink logits. Then what the model makes of it: the KL divergence of its next-token
+distributions from the uncompressed model's, and the perplexity of the tokens that follow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from kvgauge.architecture.facts import model_facts, output_weight
 from kvgauge.architecture.rotary import Rotary
+from kvgauge.architecture.scaling import Scaling
 from kvgauge.attend.mask import causal_mask
 from kvgauge.calibration.collecting import second_moment
 from kvgauge.contract.budget import reference_nbytes
@@ -74,7 +75,7 @@ def rotated_back(seen: Observation, rotary: Rotary) -> Observation:
     if positions is None:
         positions = torch.arange(seen.keys.shape[2], device=seen.keys.device)[None]
     keys, queries = rotary.unrotate(seen.keys, positions), rotary.unrotate(seen.queries, positions, queries=True)
-    return Observation(seen.layer, queries, keys, seen.values, positions)
+    return replace(seen, queries=queries, keys=keys, positions=positions)
 
 
 def rotated(approximation: Approximation, seen: Observation, rotary: Rotary) -> Approximation:
@@ -126,30 +127,31 @@ def _attention_errors(
     seen: Observation, approximations: Sequence[Approximation], weight: Tensor
 ) -> list[dict[str, float]]:
     """Errors of the causal softmax and of the attention output."""
-    tokens, scale = seen.keys.shape[2], seen.keys.shape[3] ** -0.5
+    tokens = seen.keys.shape[2]
     W = weight.float()
     sums = torch.zeros(len(approximations), 4, dtype=torch.float64)
     for start in range(0, tokens, QUERY_BLOCK):
         stop = min(start + QUERY_BLOCK, tokens)
-        queries = seen.queries[:, :, start:stop].float() * scale
+        queries = seen.queries[:, :, start:stop].float() * float(seen.scaling)
         hidden = ~causal_mask(stop - start, stop, queries.device)
-        shares, output = _block_output(queries, seen.keys[:, :, :stop], seen.values[:, :, :stop], hidden, W)
+        scaling = Scaling.of(seen.scaling)
+        shares, output = _block_output(queries, seen.keys[:, :, :stop], seen.values[:, :, :stop], hidden, W, scaling)
         totals = [shares.square().sum(), output.square().sum()]
         for index, guess in enumerate(approximations):
             keys, values = guess.keys[:, :, :stop], guess.values[:, :, :stop]
-            shares_hat, output_hat = _block_output(queries, keys, values, hidden, W)
+            shares_hat, output_hat = _block_output(queries, keys, values, hidden, W, scaling)
             wrong = [(shares_hat - shares).square().sum(), (output_hat - output).square().sum()]
             sums[index] += torch.stack([*wrong, *totals]).cpu()
     return [{"softmax": _ratio(row[0], row[2]), "output": _ratio(row[1], row[3])} for row in sums]
 
 
 def _block_output(
-    queries: Tensor, keys: Tensor, values: Tensor, hidden: Tensor, weight: Tensor
+    queries: Tensor, keys: Tensor, values: Tensor, hidden: Tensor, weight: Tensor, scaling: Scaling
 ) -> tuple[Tensor, Tensor]:
     """Attention shares and the output in hidden_size of one block of (scaled) queries."""
     groups = queries.shape[1] // keys.shape[1]
     scores = queries @ keys.float().repeat_interleave(groups, dim=1).mT
-    shares = torch.softmax(scores.masked_fill_(hidden, -torch.inf), dim=-1)
+    shares = scaling.weights(scaling.capped(scores).masked_fill_(hidden, -torch.inf))
     mixed = shares @ values.float().repeat_interleave(groups, dim=1)
     return shares, (mixed @ weight).sum(dim=1)
 

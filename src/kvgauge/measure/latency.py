@@ -28,6 +28,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 
 from kvgauge import configuration
 from kvgauge.architecture.facts import model_facts
+from kvgauge.architecture.prompt_length import prompt_length
 from kvgauge.contract.fitted import Fitted
 from kvgauge.contract.identity import config as config_of
 from kvgauge.contract.method import Method
@@ -249,6 +250,18 @@ def measure_point(
     Raises:
         UserError: ``prefill: synthetic`` with a method that needs more of a prefill than keys and values.
     """
+    with prompt_length(model, context_length + config.all_steps):
+        return _measured_point(model, contenders, config, batch, context_length, progress)
+
+
+def _measured_point(
+    model: PreTrainedModel,
+    contenders: Sequence[Contender],
+    config: LatencyConfig,
+    batch: int,
+    context_length: int,
+    progress: Callable[[str], None],
+) -> list[Row]:
     for one in contenders if config.prefill == "synthetic" else ():
         cache = one.new_cache(context_length + config.all_steps)
         if isinstance(cache, KVCache) and not cache.fillable:
@@ -293,7 +306,8 @@ def _time_once(
         cache.expect(tokens)
     start = _now(model)
     if source is None:
-        token = prefill(model, ids, cache, config.prefill_chunk).argmax(dim=-1, keepdim=True)
+        logits = prefill(model, ids, cache, config.prefill_chunk, beyond_positions=True)
+        token = logits.argmax(dim=-1, keepdim=True)
         times.prefill.append(_now(model) - start)
     else:
         fill(model, cache, *source)
@@ -435,7 +449,8 @@ def run_alone(job: Mapping[str, Any]) -> dict[str, int]:
 
 @torch.no_grad()
 def _run(model: PreTrainedModel, one: Contender, config: LatencyConfig, ids: Tensor) -> None:
-    _time_once(model, one, config, ids, None, Timings())
+    with prompt_length(model, ids.shape[1] + config.all_steps):
+        _time_once(model, one, config, ids, None, Timings())
 
 
 if __name__ == "__main__":

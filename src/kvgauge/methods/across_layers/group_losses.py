@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from kvgauge.architecture.head_frame import HeadFrame
+from kvgauge.architecture.rotations import layer_rotation
 from kvgauge.calibration.allocation import interpolated, ladder
 from kvgauge.calibration.output_error import HeldOutLayer, held_out_layers
 from kvgauge.methods.across_layers.group import CrossLayerGroup
@@ -41,8 +43,8 @@ def energy_losses(
     """
     totals: list[list[Tensor]] = [[], []]
     for layers in held_out_layers(model, sequences):
-        filled = zip(new_groups(), groups, strict=True)
-        rows = [_energies(_fill(group, layers, members), members, metrics) for group, members in filled]
+        empty = zip(new_groups(), groups, strict=True)
+        rows = [_energies(_fill(group, layers, members, model), members, metrics) for group, members in empty]
         for total, curves in zip(totals, zip(*rows, strict=True), strict=True):
             total.append(_stacked(curves))
     return torch.stack(totals[0]).mean(dim=0), torch.stack(totals[1]).mean(dim=0)
@@ -88,7 +90,8 @@ def greedy_losses(
     for layers in held_out_layers(model, sequences):
         curves: list[list[Tensor]] = [[], []]
         for group, members in zip(new_groups(), groups, strict=True):
-            keys, values = _measured(_fill(group, layers, members), [layers[index] for index in members])
+            filled, own = _fill(group, layers, members, model), [layers[index] for index in members]
+            keys, values = _measured(filled, own, _frames(group, members, model))
             curves[0].append(keys)
             curves[1].append(values)
         for total, part in zip(totals, curves, strict=True):
@@ -96,26 +99,38 @@ def greedy_losses(
     return torch.stack(totals[0]).mean(dim=0), torch.stack(totals[1]).mean(dim=0)
 
 
-def _measured(group: CrossLayerGroup, layers: Sequence[HeldOutLayer]) -> tuple[Tensor, Tensor]:
+def _measured(
+    group: CrossLayerGroup, layers: Sequence[HeldOutLayer], frames: Sequence[HeadFrame]
+) -> tuple[Tensor, Tensor]:
     keys, values = group.keys, group.values
     limit = keys.basis.dense().shape[-1]
     ranks = ladder(limit)[:-1]
     losses = torch.zeros(2, len(ranks), dtype=torch.float64)
     for column, rank in enumerate(ranks):
         group.keys, group.values = keys.truncated(rank), values.truncated(rank)
-        for member, layer in zip(group.members, layers, strict=True):
+        for member, layer, frame in zip(group.members, layers, frames, strict=True):
             guess_keys, guess_values = member.context_dense()
-            losses[0, column] += layer.loss(guess_keys, layer.seen.values)
+            losses[0, column] += layer.loss(frame.model_keys(guess_keys), layer.seen.values)
             losses[1, column] += layer.loss(layer.seen.keys, guess_values)
     key_curve, value_curve = (interpolated([*ranks, limit], [*row.tolist(), 0.0]) for row in losses)
     return key_curve, value_curve
 
 
-def _fill(group: CrossLayerGroup, layers: Sequence[HeldOutLayer], members: range) -> CrossLayerGroup:
+def _fill(
+    group: CrossLayerGroup, layers: Sequence[HeldOutLayer], members: range, model: PreTrainedModel
+) -> CrossLayerGroup:
     """The group with the subspaces of its layers."""
-    for member, index in zip(group.members, members, strict=True):
-        member.store(layers[index].seen.keys, layers[index].seen.values)
+    for member, index, frame in zip(group.members, members, _frames(group, members, model), strict=True):
+        member.store(frame.keys(layers[index].seen.keys), layers[index].seen.values)
     return group
+
+
+def _frames(group: CrossLayerGroup, members: range, model: PreTrainedModel) -> list[HeadFrame]:
+    """In what frame each layer of a group takes its keys: that of its rotation, where it undoes one."""
+    return [
+        HeadFrame() if rotation is None else layer_rotation(model, index).frame
+        for rotation, index in zip(group.rotations, members, strict=True)
+    ]
 
 
 def _stacked(curves: Sequence[Tensor]) -> Tensor:

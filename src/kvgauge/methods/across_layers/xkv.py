@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from kvgauge.architecture.facts import ModelFacts, model_facts
 from kvgauge.architecture.frequencies import layer_plane_rotations
 from kvgauge.architecture.planes import BLOCK
+from kvgauge.architecture.prompt_length import prompt_length
 from kvgauge.calibration.allocation import LOSSES, check_allocation, held_out, spend
 from kvgauge.calibration.weighting import Weighting
 from kvgauge.calibration.whitening import output_moments, roots, score_metrics, value_weighting
@@ -294,11 +295,12 @@ class XKV(Projector, Lossless, Method):
         moments.check(model)
         self._check_latent(model_facts(model))
         model_facts(model).check(self.name, uneven=False)
-        metric = score_metrics(moments, model, self.rope, self.sinks)
-        root, inverse, floored = roots(metric)
-        tensors = {"root_k": root.float(), "inverse_k": inverse.float()}
-        if self.allocate != "uniform":
-            tensors |= dict(zip(LOSSES, self._losses(moments, model, tensors, metric), strict=True))
+        with prompt_length(model, moments.sequence_length):
+            metric = score_metrics(moments, model, self.rope, self.sinks)
+            root, inverse, floored = roots(metric)
+            tensors = {"root_k": root.float(), "inverse_k": inverse.float()}
+            if self.allocate != "uniform":
+                tensors |= dict(zip(LOSSES, self._losses(moments, model, tensors, metric), strict=True))
         return Fitted(tensors, fit_metadata(self, moments, model, floored_eigenvalues={"keys": floored}))
 
     def _losses(

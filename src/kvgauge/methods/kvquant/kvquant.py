@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from kvgauge.architecture.facts import attention_device, model_facts
 from kvgauge.architecture.frequencies import layer_plane_rotations
 from kvgauge.architecture.planes import PlaneRotation
+from kvgauge.architecture.prompt_length import prompt_length
 from kvgauge.contract.budget import allowed_nbytes, most, reference_nbytes
 from kvgauge.contract.fitted import Fitted
 from kvgauge.contract.fitting import check_fitted, fit_metadata
@@ -115,7 +116,8 @@ class KVQuant(Quantizer, Lossless, Method):
             if left > 0:
                 sequences.append(ids[:left])
                 left -= ids.numel()
-        samples = calibration_samples(model, sequences, self._rotations(model), self.sinks)
+        with prompt_length(model, moments.sequence_length):
+            samples = calibration_samples(model, sequences, self._rotations(model), self.sinks)
         tensors = fit_layers(samples, self.outliers, BITS)
         metadata = fit_metadata(
             self,

@@ -21,6 +21,7 @@ class MergingCache(KVCache):
     """A cache of `MergedLayer`s, which know from it how many tokens will come and which of them are padding."""
 
     prefill = Prefill.OWN
+    moves: ClassVar[bool] = True
     fillable: ClassVar[bool] = True
 
     def __init__(self, layers: Sequence[MergedLayer], *, context_length: int | None = None) -> None:

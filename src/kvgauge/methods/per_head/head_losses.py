@@ -36,13 +36,14 @@ def product_losses(pair: Pair, left: Tensor, right: Tensor) -> Tensor:
 def energy_losses(keys: Pair, values: Pair, moments: Moments, model: PreTrainedModel) -> tuple[Tensor, Tensor]:
     """Losses of keys and of values in closed form, (layers, head_dim + 1) each; see `kvgauge.calibration.allocation`.
 
-    Keys: the mean squared error of the scores ``q·k/√d`` over all tokens, queries and heads. Values: the squared error
+    Keys: the mean squared error of the scores ``s q·k`` over all tokens, queries and heads. Values: the squared error
     of ``V W_O``, relative to ``V W_O``, over the heads of a layer.
     """
     C_K, C_Q = moments.keys("post"), moments.queries("post")
     facts = model_facts(model)
     pairs = moments.tokens**2 * facts.num_attention_heads  # of a key and a query
-    scores = product_losses(keys, C_K, C_Q).sum(dim=1) / (pairs * facts.head_dim)
+    factors = moments.scalings().to(C_K).square()[:, None]
+    scores = product_losses(keys, C_K, C_Q).sum(dim=1) * factors / pairs
     outputs = product_losses(values, moments.values(), output_moments(model)).sum(dim=1)
     return scores, outputs / outputs[:, :1]
 
