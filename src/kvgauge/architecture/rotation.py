@@ -66,12 +66,16 @@ class LayerRotation:
 
     def same_as(self, other: LayerRotation) -> bool:
         """The two do the same."""
-        pairs = ((self.theta, other.theta), (self.scaling, other.scaling))
-        pairs += ((self.frame.order, other.frame.order), (self.frame.weight, other.frame.weight))  # type: ignore[assignment]
-        return all(
-            first is second or (first is not None and second is not None and torch.equal(first, second))
-            for first, second in pairs
-        )
+        return self.turns_as(other) and _same(self.frame.weight, other.frame.weight)
+
+    def turns_as(self, other: LayerRotation) -> bool:
+        """The two turn alike, whatever normalisations stand behind them."""
+        pairs = ((self.theta, other.theta), (self.scaling, other.scaling), (self.frame.order, other.frame.order))
+        return all(_same(first, second) for first, second in pairs)
+
+
+def _same(first: Tensor | None, second: Tensor | None) -> bool:
+    return first is second or (first is not None and second is not None and torch.equal(first, second))
 
 
 def held_frequencies(root: nn.Module, layer_type: str | None, module: nn.Module) -> list[Frequencies]:

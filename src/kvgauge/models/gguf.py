@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,21 +22,24 @@ from kvgauge.user_cache import cache_root
 CONVERSION = 1  # part of the cache key: raise it when the conversion itself changes
 
 
-def dense_checkpoint(gguf_file: Path) -> Path:
-    """The directory of a dense bfloat16 copy of `gguf_file`, made if it is not there yet.
+def dense_checkpoint(*pieces: Path) -> Path:
+    """The directory of a dense bfloat16 copy of a GGUF file, made if it is not there yet.
 
     The directory's name holds the file's SHA-256, so another file never meets this one's copy. The copy appears whole
     or not at all, also when two processes make it at once.
+
+    Args:
+        pieces: of the file, first piece first; one where it is whole.
     """
-    with gguf_file.open("rb") as stream:
-        sha = hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(stream)
-    target = cache_root() / f"{gguf_file.stem}-{sha[:12]}-v{CONVERSION}"
+    stem = pieces[0].name.partition(".gguf")[0]
+    target = cache_root() / f"{stem}-{_sha256(pieces)[:12]}-v{CONVERSION}"
     if (target / "config.json").is_file():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        directory, name = str(gguf_file.parent), gguf_file.name
+        whole = pieces[0] if len(pieces) == 1 else _joined(pieces, scratch / f"{stem}.gguf")
+        directory, name = str(whole.parent), whole.name
         model = AutoModelForCausalLM.from_pretrained(
             directory, gguf_file=name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
         )
@@ -44,6 +48,8 @@ def dense_checkpoint(gguf_file: Path) -> Path:
         config = json.loads((scratch / "config.json").read_text())
         config.pop("quantization_config", None)  # the copy is dense: nothing must try to quantize it again
         (scratch / "config.json").write_text(json.dumps(config, indent=2))
+        if whole not in pieces:
+            whole.unlink()
         try:
             scratch.replace(target)
         except OSError:
@@ -54,8 +60,18 @@ def dense_checkpoint(gguf_file: Path) -> Path:
     return target
 
 
-def _sha256(stream) -> str:  # type: ignore[no-untyped-def]
+def _joined(pieces: Sequence[Path], target: Path) -> Path:
+    with target.open("wb") as whole:
+        for piece in pieces:
+            with piece.open("rb") as stream:
+                shutil.copyfileobj(stream, whole, 1 << 20)
+    return target
+
+
+def _sha256(pieces: Sequence[Path]) -> str:
     value = hashlib.sha256()
-    for block in iter(lambda: stream.read(1 << 20), b""):
-        value.update(block)
+    for piece in pieces:
+        with piece.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                value.update(block)
     return value.hexdigest()

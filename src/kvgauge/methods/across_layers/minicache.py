@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedModel
 
 from kvgauge.architecture.facts import ModelFacts, model_facts
-from kvgauge.architecture.rotations import layer_rotation
+from kvgauge.architecture.rotations import described, layer_rotation
 from kvgauge.contract.budget import allowed_nbytes, largest
 from kvgauge.contract.fitted import Fitted
 from kvgauge.contract.method import Method
@@ -105,7 +105,8 @@ class MiniCache(Lossless, Method):
     ) -> KVCache:
         facts = model_facts(model)
         facts.check(self.name, uneven=False, per_head="merges")
-        layer_rotation(model)  # a pair of layers that rotate differently shares no directions
+        for first in self.pairs(facts.num_layers):
+            self._check_rotations(model, first)
         if self.budget is not None:
             self.retained(facts, facts.max_positions)  # refuses what cannot work before any work is done
         count = None if self.budget is None else lambda tokens: self.retained(facts, tokens)
@@ -114,3 +115,12 @@ class MiniCache(Lossless, Method):
         for first in self.pairs(facts.num_layers):
             layers[first : first + 2] = MergedPair(rule).members
         return placed(KVCache(layers, context_length=context_length), model)
+
+    def _check_rotations(self, model: PreTrainedModel, first: int) -> None:
+        """Refuse a pair of layers that share no directions, for their keys are turned otherwise."""
+        one, other = layer_rotation(model, first), layer_rotation(model, first + 1)
+        if not one.turns_as(other):
+            raise UserError(
+                f"{self.name} has no directions for layers {first} and {first + 1} of {type(model).__name__}, which "
+                f"rotate differently ({described(one)}; {described(other)}): choose a start_layer of other pairs"
+            )
