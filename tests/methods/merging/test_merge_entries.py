@@ -34,6 +34,8 @@ def entries(rule: str = "mean") -> Entries:
         made.hessian = current_hessian(made)
     if rule == "fisher":
         made.hessian = torch.rand(BATCH, HEADS, COUNT, DIM)
+    if rule == "gradient":
+        made.hessian = torch.randn(BATCH, HEADS, COUNT, DIM)
     return made
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvgauge.methods.merging.merge_pairs import choose_pairs, disjoint, pair_costs, ranks
+from kvgauge.methods.merging.merge_pairs import choose_pairs, disjoint, place_in_run, ranks
 
 
 def greedy_matching(cost: list[float]) -> list[bool]:
@@ -51,10 +49,22 @@ def test_ranks_count_up_and_the_first_of_equals_is_lower() -> None:
     assert ranks(torch.tensor([[2.0, 1.0, 2.0, 0.0]])).tolist() == [[2, 1, 3, 0]]
 
 
-def test_the_cost_of_a_pair_by_hand() -> None:
-    shares = torch.tensor([[[9.0, 0.1, 0.2, 0.4], [9.0, 0.3, 0.1, 0.2]]])
-    cardinalities = torch.tensor([[1, 2, 1, 3]])
-    cost = pair_costs(shares, cardinalities, torch.tensor([1]), gamma=10.0)
-    assert cost[0, 0] == math.inf  # the start is not merged with what follows
-    expected = [0.7 * 3 * math.exp(-0.1), 0.9 * 4 * math.exp(-0.2)]
-    assert cost[0, 1:].tolist() == pytest.approx(expected)
+def test_places_in_runs() -> None:
+    pairs = torch.tensor([[False, True, True, False, True]])
+    assert place_in_run(pairs).tolist() == [[0, 0, 1, 2, 0, 1]]
+
+
+def test_bounded_pairs_do_not_overlap_and_are_among_the_cheapest() -> None:
+    cost = torch.tensor([[4.0, 1.0, 2.0, 3.0, 9.0]])
+    # 1 is taken; 2 and 4 overlap it; 3 is not among the three cheapest's matching: 2 ruled it in, then 1 ruled 2 out
+    assert choose_pairs(cost, torch.tensor([3]), "bounded").tolist() == [[False, True, False, True, False]]
+    assert choose_pairs(cost, torch.tensor([1]), "bounded").tolist() == [[False, True, False, False, False]]
+
+
+def test_bounded_pairs_stay_within_the_clip_while_others_do() -> None:
+    cost = torch.tensor([[1.0, 5.0, 2.0], [1.0, 5.0, 2.0]])
+    within = torch.tensor([[False, True, False], [False, False, False]])
+    assert choose_pairs(cost, torch.tensor([1, 1]), "bounded", within).tolist() == [
+        [False, True, False],
+        [True, False, False],
+    ]

@@ -21,9 +21,11 @@ class EntryBuffers:
         counts: (batch, entries, 1), tokens of an entry; empty while all are 1.
         attention: (batch, num_key_value_heads, entries, 1), column sums since the last merge; empty before any.
         hessian: (batch, num_key_value_heads, entries, 1 or head_dim), h_ii; NaN without a past, empty before any.
+        at_end: entries stand at their last token, see `Entries`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, at_end: bool = False) -> None:
+        self.at_end = at_end
         self.keys, self.values = GrowingBuffer(), GrowingBuffer()
         self.counts, self.attention, self.hessian = GrowingBuffer(), GrowingBuffer(), GrowingBuffer()
 
@@ -101,7 +103,7 @@ class EntryBuffers:
         seen_by = torch.tensor(queries, device=keys.device, dtype=sums.dtype)[:, None]
         age = torch.arange(stored, 0, -1, device=keys.device, dtype=sums.dtype)
         shares = sums / torch.where(seen_by > 0, torch.minimum(age, seen_by) * groups, 1.0)[:, None]
-        return Entries(keys, values, cardinalities, shares, self.past_hessian())
+        return Entries(keys, values, cardinalities, shares, self.past_hessian(), self.at_end)
 
     def replace(self, entries: Entries) -> None:
         """Hold `entries` in the place of what was stored."""

@@ -15,6 +15,7 @@ from kvgauge.attend.mask import Mask
 from kvgauge.layers.cache import KVCache
 from kvgauge.layers.two_phase import TwoPhaseLayer
 from kvgauge.methods.merging.layer_entries import LayerEntries
+from kvgauge.methods.merging.positions import NewTokens
 from kvgauge.store.buffers import GrowingBuffer
 from kvgauge.store.rows import RowBuffer
 
@@ -45,6 +46,9 @@ class FrozenEntries(LayerEntries):
         return self.layer.logical_length
 
     # -- a forward pass ------------------------------------------------------------------------------------------
+
+    def look_ahead(self, query: Tensor, keys: Tensor, new: NewTokens, scaling: float) -> None:
+        """Nothing merges."""
 
     def window_end(self, begin: int, queries: int, valid: Tensor | None) -> int:
         return queries

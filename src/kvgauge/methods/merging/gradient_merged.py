@@ -2,8 +2,10 @@
 
 Each window of the prompt is a forward pass of its own with a backward pass behind it: the next-token cross-entropy of
 the window is differentiated in every key that its queries saw. `kvgauge.evaluation.decoding.prefill` lets the cache
-drive these passes. Where there is no loss (a forward pass that someone else runs, decoding), keys have no gradient;
-pairs of them merge by their attention, and are counted among the guarded merges.
+drive these passes. Where the next window decides, a window is read twice: for its gradients, and to be kept.
+
+Where there is no loss (a forward pass that someone else runs, decoding), keys have no gradient; pairs of them merge by
+their attention, and are counted among the guarded merges.
 """
 
 from __future__ import annotations
@@ -104,8 +106,11 @@ class GradientMergingCache(MergingCache):
     def _drive_together(self, model: PreTrainedModel, ids: Tensor) -> Tensor:
         logits, begin = None, 0
         while begin < ids.shape[1]:
-            fresh = max(self.own[0].windows.fresh, default=0)
-            part = ids[:, begin : begin + self.own[0].policy.window - fresh]
+            policy, fresh = self.own[0].policy, max(self.own[0].windows.fresh, default=0)
+            if policy.ahead and fresh >= policy.window:
+                self._probe(model, ids[:, begin : begin + policy.window])
+                fresh = 0
+            part = ids[:, begin : begin + policy.window - fresh]
             logits = self._pass(model, part)
             begin += part.shape[1]
         if logits is None:
@@ -115,10 +120,21 @@ class GradientMergingCache(MergingCache):
     def _pass(self, model: PreTrainedModel, ids: Tensor) -> Tensor:
         """One forward pass within a window, and a backward pass if the window will end in a merge."""
         merging = not self.own[0].is_initialized or any(layer.entries.merges_ahead() for layer in self.own)
-        if ids.shape[1] < 2 or not merging:
+        if ids.shape[1] < 2 or not merging or self.own[0].policy.ahead:
             with torch.no_grad():
                 output = model(input_ids=ids, past_key_values=self, use_cache=True, logits_to_keep=1)
             return output.logits[:, -1]
+        logits, gradients = self._differentiated(model, ids)
+        for layer, gradient in zip(self.own, gradients, strict=True):
+            layer.merging.take_gradient(gradient)
+            layer.merging.end_windows()
+        for layer in self.others():
+            others.detach(layer)
+        self.layer_done(len(self.own) - 1)
+        return logits[:, -1].detach()
+
+    def _differentiated(self, model: PreTrainedModel, ids: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """A recorded pass: its logits, and the gradient of its loss in the keys of every layer."""
         entries = [layer.merging for layer in self.own]
         with self._recorded(entries), torch.enable_grad():
             logits = model(input_ids=ids, past_key_values=self, use_cache=True).logits
@@ -126,14 +142,28 @@ class GradientMergingCache(MergingCache):
                 logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum"
             )
             keys = [own.recorded[0] for own in entries if own.recorded is not None]
-            gradients = torch.autograd.grad(losses / (ids.shape[1] - 1), keys)
-        for own, gradient in zip(entries, gradients, strict=True):
-            own.take_gradient(gradient)
-            own.end_windows()
-        for layer in self.others():
-            others.detach(layer)
-        self.layer_done(len(self.own) - 1)
-        return logits[:, -1].detach()
+            return logits, torch.autograd.grad(losses / max(1, ids.shape[1] - 1), keys)
+
+    def _probe(self, model: PreTrainedModel, ids: Tensor) -> None:
+        """Read a window for its loss and its attention, merge what was there before, and forget the window."""
+        if self.others():
+            raise UserError(
+                f"{self.own[0].policy.name} with decided_by: next reads every window twice, and this model has layers "
+                f"that are left to transformers, which cannot forget one: use decided_by: own"
+            )
+        positions = self.positions
+        for layer in self.own:
+            layer.merging.probing = True
+        try:
+            _, gradients = self._differentiated(model, ids)
+        finally:
+            self.positions = positions
+            for layer in self.own:
+                layer.merging.probing = False
+                layer.logical_length -= ids.shape[1]
+        for layer, gradient in zip(self.own, gradients, strict=True):
+            layer.merging.take_gradient(gradient)
+            layer.merging.merge_asked()
 
     @contextmanager
     def _recorded(self, entries: list[GradientEntries]) -> Iterator[None]:

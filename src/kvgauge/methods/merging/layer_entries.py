@@ -8,14 +8,15 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from kvgauge.layers.two_phase import TwoPhaseLayer
+from kvgauge.methods.merging.positions import NewTokens
 from kvgauge.store.rows import RowBuffer
 
 
 class LayerEntries(ABC):
     """The entries of one layer in one state.
 
-    A forward pass goes window by window: `window_end` says how far, `append` takes the new tokens, `attend` looks at
-    all entries, `end_windows` makes room.
+    A forward pass goes window by window: `look_ahead` may make room, `window_end` says how far, `append` takes the new
+    tokens, `attend` looks at all entries, `end_windows` makes room.
     """
 
     @abstractmethod
@@ -23,6 +24,17 @@ class LayerEntries(ABC):
         """Entries of the longest row."""
 
     # -- a forward pass ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def look_ahead(self, query: Tensor, keys: Tensor, new: NewTokens, scaling: float) -> None:
+        """New tokens are about to be read: make room where their queries decide.
+
+        Args:
+            query: (batch, num_attention_heads, tokens, head_dim), of all new tokens that are in no window yet.
+            keys: (batch, num_key_value_heads, tokens, head_dim); both at the model's positions.
+            new: of these tokens.
+            scaling: factor on the scores.
+        """
 
     @abstractmethod
     def window_end(self, begin: int, queries: int, valid: Tensor | None) -> int:

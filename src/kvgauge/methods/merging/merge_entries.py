@@ -23,8 +23,9 @@ from kvgauge.methods.merging.merge_keys import (
     segment_sums,
     value_deltas,
 )
+from kvgauge.methods.merging.merge_pairs import place_in_run
 
-RULES = ("mean", "hessian", "fisher")
+RULES = ("mean", "hessian", "fisher", "gradient")
 
 
 @dataclass
@@ -36,7 +37,10 @@ class Entries:
         values: shaped alike, means over the tokens of an entry.
         cardinalities: (batch, entries), tokens of an entry, clipped; 0 where there is none.
         shares: (batch, num_key_value_heads, entries), mean attention of a query to the entry.
-        hessian: (batch, num_key_value_heads, entries, 1 or head_dim), h_ii; None where the rule has none.
+        hessian: (batch, num_key_value_heads, entries, 1 or head_dim), h_ii, or the gradient whose square it is; None
+            where the rule has none.
+        at_end: an entry stands at the position of its last token, else at that of its first.
+        behind: (batch,), the first entry that `alphas` count, and values count as sums there; None: all, and means.
     """
 
     keys: Tensor
@@ -44,6 +48,8 @@ class Entries:
     cardinalities: Tensor
     shares: Tensor
     hessian: Tensor | None = None
+    at_end: bool = False
+    behind: Tensor | None = None
 
     @property
     def valid(self) -> Tensor:
@@ -52,23 +58,42 @@ class Entries:
 
     @property
     def positions(self) -> Tensor:
-        """(batch, entries): running sums of the cardinalities before each entry."""
-        return running_positions(self.cardinalities)
+        """(batch, entries): where each entry stands, see `running_positions`."""
+        return running_positions(self.cardinalities, at_end=self.at_end)
+
+    @cached_property
+    def alphas(self) -> Tensor:
+        """α of the curvature, (batch, num_key_value_heads, entries): the shares, or their part behind the start."""
+        shares = torch.where(self.valid[:, None], self.shares, 0.0)
+        if self.behind is None:
+            return shares
+        places = torch.arange(shares.shape[-1], device=shares.device)
+        shares = torch.where((places >= self.behind[:, None])[:, None], shares, 0.0)
+        return shares / shares.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(shares.dtype).tiny)
 
     @cached_property
     def deltas(self) -> Tensor:
         """``‖v_i − o‖₁`` (batch, num_key_value_heads, entries); see `value_deltas`."""
-        return value_deltas(torch.where(self.valid[:, None], self.shares, 0.0), self.values)
+        if self.behind is None:
+            return value_deltas(self.alphas, self.values)
+        counts = self.cardinalities[:, None, :, None].to(self.alphas.dtype)
+        return value_deltas(self.alphas, self.values.to(counts.dtype) * counts)
 
 
-def running_positions(cardinalities: Tensor) -> Tensor:
-    """(batch, entries): the sum of the cardinalities before each entry."""
-    return cardinalities.cumsum(dim=1) - cardinalities
+def running_positions(cardinalities: Tensor, *, at_end: bool = False) -> Tensor:
+    """(batch, entries): the sum of the cardinalities before each entry, or before its last token.
+
+    Args:
+        cardinalities: (batch, entries), 0 where there is no entry.
+        at_end: of the last token of an entry, not of its first.
+    """
+    ends = cardinalities.cumsum(dim=1)
+    return (ends - 1).clamp(min=0) if at_end else ends - cardinalities
 
 
 def current_hessian(entries: Entries) -> Tensor:
     """KVSlimmer's h_ii of the present shares and values, (batch, num_key_value_heads, entries, 1)."""
-    return hessian_diagonal(entries.shares, entries.deltas).unsqueeze(-1)
+    return hessian_diagonal(entries.alphas, entries.deltas).unsqueeze(-1)
 
 
 def averaged_hessian(now: Tensor, before: Tensor | None, windows: Tensor) -> Tensor:
@@ -114,14 +139,17 @@ def merge(
     shares = torch.where(valid[:, None], entries.shares, 0.0)
     total = segment_sums(entries.cardinalities[:, None], segments, count)[:, 0]
     cardinalities = total if clip is None else total.clamp(max=clip)
-    merged = Entries(entries.keys, entries.values, cardinalities, segment_sums(shares, segments, count))
+    merged = Entries(
+        entries.keys, entries.values, cardinalities, segment_sums(shares, segments, count), at_end=entries.at_end
+    )
 
-    row_sums, hessian = _row_sums(entries, shares, segments, count, rule)
+    row_sums, hessian = _row_sums(entries, segments, count, rule)
     weights, guarded = key_weights(row_sums, shares, entries.cardinalities, segments, sizes)
     weights = torch.where(valid[:, None, :, None], weights, 0.0)
     merged.keys = _merge_keys(entries, weights, merged.positions, segments, rotary)
     if hessian is not None:
-        merged.hessian = segment_sums(torch.where(weights == 0, 0.0, weights**2 * hessian), segments, count)
+        parts = hessian if rule == "gradient" else torch.where(weights == 0, 0.0, weights**2 * hessian)
+        merged.hessian = segment_sums(torch.where(valid[:, None, :, None], parts, 0.0), segments, count)
 
     new = merged.cardinalities.gather(1, segments).clamp(min=1)
     portions = (entries.cardinalities.to(shares.dtype) / new)[:, None]
@@ -130,18 +158,19 @@ def merge(
     return merged, merges, guarded.sum(dim=(1, 2))
 
 
-def _row_sums(
-    entries: Entries, shares: Tensor, segments: Tensor, count: int, rule: str
-) -> tuple[Tensor, Tensor | None]:
+def _row_sums(entries: Entries, segments: Tensor, count: int, rule: str) -> tuple[Tensor, Tensor | None]:
     """r_i of `key_weights`, and the diagonal that the merged entries inherit."""
     if rule == "mean":
-        return torch.ones_like(shares).unsqueeze(-1), None
+        return torch.ones_like(entries.shares).unsqueeze(-1), None
     hessian = entries.hessian
     if hessian is None:
         raise RuntimeError(f"the {rule} rule needs the diagonal of a Hessian")
     if rule == "fisher":
         return hessian, hessian
-    return hessian_row_sums(hessian.squeeze(-1), shares, entries.deltas, segments, count).unsqueeze(-1), hessian
+    if rule == "gradient":
+        return hessian.square(), hessian
+    sums = hessian_row_sums(hessian.squeeze(-1), entries.alphas, entries.deltas, segments, count)
+    return sums.unsqueeze(-1), hessian
 
 
 def _merge_keys(entries: Entries, weights: Tensor, positions: Tensor, segments: Tensor, rotary: Rotary) -> Tensor:
@@ -165,11 +194,38 @@ def evict(entries: Entries, first: Tensor, count: Tensor, rotary: Rotary) -> Ent
     """
     places = torch.arange(entries.cardinalities.shape[1], device=first.device)
     gone = (places >= first[:, None]) & (places < (first + count)[:, None])
-    kept = align(entries, entries.valid & ~gone)
-    before = entries.positions.gather(1, _order(entries.valid & ~gone)[:, -kept.cardinalities.shape[1] :])
+    return remove(entries, gone, rotary)
+
+
+def remove(entries: Entries, gone: Tensor, rotary: Rotary) -> Entries:
+    """Remove the entries that `gone` (batch, entries) names; those behind them move up."""
+    keep = entries.valid & ~gone
+    kept = align(entries, keep)
+    before = entries.positions.gather(1, _order(keep)[:, -kept.cardinalities.shape[1] :])
     shift = torch.where(kept.valid, kept.positions - before, 0)
     kept.keys = rotary.shift(kept.keys, shift)
     return kept
+
+
+def drop_overlaps(entries: Entries, pairs: Tensor, rotary: Rotary) -> tuple[Entries, Tensor]:
+    """Of every run of chosen pairs the first two entries stay a pair, and the others vanish.
+
+    That is what the published codes of KVSlimmer and AsymKV do: all pairs are merged from the entries as they were, and
+    then the second entry of every pair is deleted, be it a merged one or not.
+
+    Args:
+        entries: of one layer.
+        pairs: (batch, entries − 1), True where an entry is merged with the next.
+        rotary: of the layer.
+
+    Returns:
+        The entries that are left, and their pairs, of which no two overlap.
+    """
+    place = place_in_run(pairs)
+    keep = entries.valid & (place < 2)
+    kept = remove(entries, place >= 2, rotary)
+    order = _order(keep)[:, -kept.cardinalities.shape[1] :]
+    return kept, ((place == 1) & entries.valid).gather(1, order)[:, 1:] & kept.valid[:, 1:]
 
 
 def align(entries: Entries, keep: Tensor) -> Entries:
@@ -183,6 +239,7 @@ def align(entries: Entries, keep: Tensor) -> Entries:
         torch.where(stays, entries.cardinalities.gather(1, order), 0),
         of_segment(entries.shares, order),
         None if entries.hessian is None else of_segment(entries.hessian, order),
+        entries.at_end,
     )
 
 

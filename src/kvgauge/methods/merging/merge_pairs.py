@@ -1,11 +1,13 @@
-"""Which adjacent entries are merged.
+"""Which adjacent entries are merged: the cheapest pairs first (`kvgauge.methods.merging.merge_costs`).
 
-A pair costs the attention that its two entries received, times the tokens they stand for, discounted by ``exp(i/γ)``
-with the pair's index i behind the start: lowest first (AsymKV, arXiv 2506.05410; KVSlimmer, arXiv 2603.00907).
+Choosing many lowest pairs at once can choose pairs that overlap. Four ways to resolve that:
 
-The published code merges the lowest pairs all at once, overlapping ones included; the entry in the middle of an overlap
-then loses the tokens behind it. Here overlaps are resolved in one of two ways. ``chain`` merges every run of chosen
-pairs into one entry. ``disjoint`` takes the lowest pair, rules out its two neighbours, and so on.
+- ``chain`` merges every run of chosen pairs into one entry, however long it is;
+- ``bounded`` merges pair by pair, in rounds, and lets no entry stand for more tokens than the clip while any other pair
+  is left;
+- ``disjoint`` takes the lowest pair, rules out its two neighbours, and so on;
+- ``drop`` is what the published codes of KVSlimmer and AsymKV do: of a run of chosen pairs the first two entries are
+  merged, and the others vanish with their keys, values and tokens.
 """
 
 from __future__ import annotations
@@ -13,40 +15,37 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-PAIRS = ("chain", "disjoint")
+PAIRS = ("chain", "bounded", "disjoint", "drop")
 
 
-def pair_costs(shares: Tensor, cardinalities: Tensor, first: Tensor, gamma: float) -> Tensor:
-    """The cost of merging each entry with the next.
-
-    Args:
-        shares: (batch, num_key_value_heads, entries), mean attention of a query to each entry.
-        cardinalities: (batch, entries).
-        first: (batch,), the first entry behind the start.
-        gamma: γ, in entries.
-
-    Returns:
-        (batch, entries − 1); infinite where a pair may not be merged.
-    """
-    attention = shares.sum(dim=1)
-    tokens = cardinalities.to(attention.dtype)
-    index = torch.arange(shares.shape[-1] - 1, device=shares.device) - first[:, None]
-    discount = torch.exp(-(index + 1).clamp(min=1).to(attention.dtype) / gamma)
-    cost = (attention[:, :-1] + attention[:, 1:]) * (tokens[:, :-1] + tokens[:, 1:]) * discount
-    return cost.masked_fill(index < 0, torch.inf)
-
-
-def choose_pairs(cost: Tensor, count: Tensor, pairs: str) -> Tensor:
+def choose_pairs(cost: Tensor, count: Tensor, pairs: str, within: Tensor | None = None) -> Tensor:
     """The pairs to merge at once: True where an entry is merged with the next.
 
     Args:
         cost: (batch, entries − 1), infinite where a pair may not be merged.
         count: (batch,), how many merges are wanted; where fewer are possible, all that are.
         pairs: one of `PAIRS`.
+        within: (batch, entries − 1), True where a pair is not too large; of ``bounded``. Others are taken only in a row
+            where nothing else is left.
     """
+    if pairs == "bounded" and within is not None:
+        small = cost.masked_fill(~within, torch.inf)
+        cost = torch.where(small.isfinite().any(dim=1, keepdim=True), small, cost)
     if pairs == "disjoint":
         cost = cost.masked_fill(~disjoint(cost), torch.inf)
-    return (ranks(cost) < count[:, None]) & cost.isfinite()
+    chosen = (ranks(cost) < count[:, None]) & cost.isfinite()
+    return chosen & disjoint(cost) if pairs == "bounded" else chosen
+
+
+def place_in_run(pairs: Tensor) -> Tensor:
+    """(batch, entries): 0 for an entry that opens a run of chosen pairs or is in none, 1 for the next, and so on.
+
+    Args:
+        pairs: (batch, entries − 1), True where an entry is merged with the next.
+    """
+    joins = torch.nn.functional.pad(pairs, (1, 0))
+    places = torch.arange(joins.shape[-1], device=pairs.device).expand(joins.shape)
+    return places - places.masked_fill(joins, -1).cummax(dim=-1).values
 
 
 def ranks(cost: Tensor) -> Tensor:

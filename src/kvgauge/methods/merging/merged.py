@@ -7,7 +7,8 @@ time does a layer hold more than limit + window entries of a sequence.
 
 Keys stand at running positions: the sums of the cardinalities before them. Without clipping and eviction these are the
 model's own positions, and nothing is rotated but what is merged. Causality needs nothing more: entries are merged
-only after a window, of tokens that every later query may see.
+only after a window, of tokens that every later query may see. Where the next window's queries decide, what was read
+before is merged when that window begins.
 """
 
 from __future__ import annotations
@@ -100,6 +101,9 @@ class MergedLayer(LayerCache):
         self._incoming = None
         outputs, begin, queries = [], 0, query.shape[2]
         while begin < queries:
+            if self.policy.ahead:
+                rest = slice(begin, queries)
+                self.entries.look_ahead(query[:, :, rest], keys[:, :, rest], cache.new.part(begin, queries), scaling)
             end = self.entries.window_end(begin, queries, cache.new.valid)
             if end - begin == queries:
                 outputs.append(self._attend_window(query, keys, values, cache.new, scaling))

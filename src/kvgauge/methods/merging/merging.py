@@ -19,10 +19,10 @@ from kvgauge.contract.roles import Lossless, Merger
 from kvgauge.errors import UserError, unknown
 from kvgauge.layers.building import placed
 from kvgauge.layers.two_phase import TwoPhaseLayer
-from kvgauge.methods.merging.merge_pairs import PAIRS
 from kvgauge.methods.merging.merged import MergedLayer
 from kvgauge.methods.merging.merging_cache import MergingCache
-from kvgauge.methods.merging.policy import MergePolicy
+from kvgauge.methods.merging.policy import MergePolicy, newest_window
+from kvgauge.methods.merging.traits import CHOICES, DEFAULT, PUBLISHED, PUBLISHED_CLIP, Traits
 
 # γ of AsymKV and KVSlimmer: the discount of a pair grows to 512 over 4,096 entries.
 GAMMA = 4096 / math.log(512)
@@ -91,18 +91,29 @@ class Streaming(Lossless, Merger, Method):
         return plain_label(self) if self.fixed_entries is None else f"{self.name}@{self.fixed_entries}e"
 
     @property
-    def policy_options(self) -> tuple[str, float, int | None]:
-        """Pairs, γ and the clip of the cardinalities."""
-        return "chain", GAMMA, None
+    def traits(self) -> Traits:
+        """How the layers make room."""
+        return DEFAULT
+
+    @property
+    def discount(self) -> float:
+        """γ, in entries."""
+        return GAMMA
+
+    @property
+    def largest_cardinality(self) -> int | None:
+        """The clip of the cardinalities."""
+        return None
 
     def entries(self, tokens: int, facts: ModelFacts) -> int:
-        """The most entries of a layer for a context of `tokens` tokens.
+        """The most entries that a layer is left with of a context of `tokens` tokens.
 
-        A budget pays for keys and values and for the cardinalities beside them; a budget of 1 merges nothing and needs
-        none.
+        A fixed number does not count the newest window where that stands outside the limit. A budget pays for keys and
+        values and for the cardinalities beside them; a budget of 1 merges nothing and needs none.
         """
         if self.fixed_entries is not None:
-            return self.fixed_entries
+            outside = newest_window(tokens, self.window) if self.traits.decided_by == "next" else 0
+            return self.fixed_entries + outside
         assert self.budget is not None
         if self.budget == 1.0:
             return tokens
@@ -150,36 +161,58 @@ class Streaming(Lossless, Merger, Method):
 
     def policy(self, facts: ModelFacts) -> MergePolicy:
         """What the layers of a cache go by."""
-        pairs, gamma, clip = self.policy_options
         return MergePolicy(
             name=self.name,
             entries=lambda tokens: self.entries(tokens, facts),
             start=self.start,
             window=self.window,
-            rule=self.rule,
-            pairs=pairs,
-            gamma=gamma,
-            clip=clip,
+            rule=self.curved_rule,
+            traits=self.traits,
+            gamma=self.discount,
+            clip=self.largest_cardinality,
         )
+
+    @property
+    def curved_rule(self) -> str:
+        """The rule of the keys, of `kvgauge.methods.merging.merge_entries.RULES`, or ``evict``."""
+        return self.rule
 
 
 @dataclass(frozen=True, kw_only=True)
 class Merging(Streaming):
     """Merges the cheapest adjacent pairs behind the start; the subclass says what becomes of their keys.
 
+    What the published codes do otherwise is one option each, and ``published: true`` sets them all; see
+    `kvgauge.methods.merging.traits`.
+
     Attributes:
         gamma: γ of the discount ``exp(i/γ)`` of the i-th pair, in entries; None for the papers' 4096 / ln 512.
         clip: largest cardinality that is remembered (5 in the papers' codes), None for no bound. What is clipped keeps
             the sum of its values, and moves the positions of all that follow.
-        pairs: ``chain`` merges runs of chosen pairs into one entry, ``disjoint`` takes no entry twice in one round.
+        pairs: ``chain`` merges runs of chosen pairs into one entry, ``bounded`` lets none grow beyond the clip,
+            ``disjoint`` takes no entry twice in one round, ``drop`` merges the first two of a run and drops the others.
+        cost: of a pair: ``cardinality`` (attention times tokens), ``attention``, or ``residual`` (how little of it the
+            other entries can stand in for, see `kvgauge.methods.merging.merge_costs`).
+        decided_by: ``own``: a window merges with the past by its own queries; ``next``: the past merges by the queries
+            of the window that comes next, which stays outside the limit.
+        position: of an entry: that of its ``first`` or its ``last`` token.
+        curvature: of the rule of the keys: ``output`` or ``published``.
+        published: all of these as in the published code.
 
     Raises:
-        UserError: a clip or γ out of range, or unknown pairs.
+        UserError: a clip or γ out of range, an unknown choice, or options that contradict each other.
     """
 
     gamma: float | None = None
     clip: int | None = 5
-    pairs: str = "chain"
+    pairs: str | None = None
+    cost: str | None = None
+    decided_by: str | None = None
+    position: str | None = None
+    curvature: str | None = None
+    published: bool = False
+
+    published_traits: ClassVar[Traits] = PUBLISHED
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -187,9 +220,38 @@ class Merging(Streaming):
             raise UserError(f"clip {self.clip} of {self.name} is below 1: an entry stands for one token at least")
         if self.gamma is not None and not self.gamma > 0:
             raise UserError(f"gamma {self.gamma:g} of {self.name} is not above 0: it is a number of entries")
-        if self.pairs not in PAIRS:
-            raise unknown("pairs", str(self.pairs), PAIRS)
+        for option, choices in CHOICES.items():
+            given = getattr(self, option)
+            if given is not None and given not in choices:
+                raise unknown(option, str(given), choices)
+            published = getattr(self.published_traits, option)
+            if self.published and given not in (None, published):
+                raise UserError(
+                    f"published: true sets {option} of {self.name} to {published}, and {option} is {given}: "
+                    f"leave one of the two out"
+                )
+        if self.published and self.clip != PUBLISHED_CLIP:
+            raise UserError(
+                f"published: true sets clip of {self.name} to {PUBLISHED_CLIP}, and clip is {self.clip}: "
+                f"leave one of the two out"
+            )
+        if self.traits.pairs == "bounded" and self.clip is None:
+            raise UserError(f"{self.name} has pairs: bounded and no clip: give a clip, or pairs: chain")
+        if self.traits.cost == "residual" and self.gamma is not None:
+            raise UserError(f"{self.name} has a gamma, and cost: residual is not discounted: leave one of the two out")
+        if self.curvature is not None and self.rule == "mean":
+            raise UserError(f"{self.name} averages its keys, whatever the curvature: leave curvature out")
 
     @property
-    def policy_options(self) -> tuple[str, float, int | None]:
-        return self.pairs, GAMMA if self.gamma is None else self.gamma, self.clip
+    def traits(self) -> Traits:
+        chosen = self.published_traits if self.published else DEFAULT
+        given = {option: getattr(self, option) for option in CHOICES}
+        return replace(chosen, **{option: value for option, value in given.items() if value is not None})
+
+    @property
+    def discount(self) -> float:
+        return GAMMA if self.gamma is None else self.gamma
+
+    @property
+    def largest_cardinality(self) -> int | None:
+        return self.clip

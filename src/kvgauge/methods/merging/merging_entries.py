@@ -12,10 +12,19 @@ from kvgauge.layers.two_phase import TwoPhaseLayer
 from kvgauge.methods.merging.entry_buffers import EntryBuffers
 from kvgauge.methods.merging.frozen_entries import FrozenEntries
 from kvgauge.methods.merging.layer_entries import LayerEntries
-from kvgauge.methods.merging.merge_entries import Entries, align, averaged_hessian, current_hessian, evict, merge
-from kvgauge.methods.merging.merge_pairs import choose_pairs, pair_costs
+from kvgauge.methods.merging.merge_costs import pair_costs
+from kvgauge.methods.merging.merge_entries import (
+    Entries,
+    align,
+    averaged_hessian,
+    current_hessian,
+    drop_overlaps,
+    evict,
+    merge,
+)
+from kvgauge.methods.merging.merge_pairs import choose_pairs
 from kvgauge.methods.merging.policy import MergePolicy
-from kvgauge.methods.merging.positions import RunningPositions
+from kvgauge.methods.merging.positions import NewTokens, RunningPositions
 from kvgauge.methods.merging.tally import Tally
 from kvgauge.methods.merging.windows import Windows
 from kvgauge.store.rows import RowBuffer
@@ -35,7 +44,7 @@ class MergingEntries(LayerEntries):
 
     def __init__(self, policy: MergePolicy, windows: Windows, positions: RunningPositions, tally: Tally) -> None:
         self.policy, self.windows, self.positions, self.tally = policy, windows, positions, tally
-        self.held = EntryBuffers()
+        self.held = EntryBuffers(at_end=policy.traits.position == "last")
         self.groups = 1  # query heads of a kv-head
 
     def take(self, keys: Tensor, values: Tensor, cardinalities: Tensor, tokens: int) -> None:
@@ -56,6 +65,38 @@ class MergingEntries(LayerEntries):
         return max(self.windows.counts, default=0)
 
     # -- a forward pass ------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def look_ahead(self, query: Tensor, keys: Tensor, new: NewTokens, scaling: float) -> None:
+        begins = self.windows.begins(new.valid)
+        if not any(begins):
+            return
+        surplus = self.windows.surplus(begins)
+        if any(surplus) or self.policy.rule == "hessian":
+            query, keys = self.positions.place(query, keys, new.lags)
+            shares = self._asked(query, keys, new.valid, begins, scaling)
+            self.held.attention.set(shares[..., None])
+            self._merge(surplus, begins, self.held.read([0.0] * len(begins), self.groups))
+            self.held.attention.clear()
+        self.windows.restart(begins)
+
+    def _asked(
+        self, query: Tensor, keys: Tensor, valid: Tensor | None, begins: Sequence[bool], scaling: float
+    ) -> Tensor:
+        """Mean attention of the first window of new queries to every entry, (batch, num_key_value_heads, entries)."""
+        past, batch, self.groups = len(self.held), query.shape[0], query.shape[1] // keys.shape[1]
+        if valid is None:
+            valid = torch.ones(batch, query.shape[2], dtype=torch.bool, device=query.device)
+        asking = valid & (valid.cumsum(dim=1) <= self.policy.window) & valid.new_tensor(begins)[:, None]
+        last = int(asking.any(dim=0).nonzero().max()) + 1
+        query, keys, valid, asking = query[:, :, :last], keys[:, :, :last], valid[:, :last], asking[:, :last]
+        held = self.held.cardinalities
+        held = valid.new_ones((batch, past), dtype=torch.int32) if held is None else held
+        # The values play no part in the sums.
+        all_keys = torch.cat([self.held.keys.view(), keys], dim=2)
+        cardinalities = torch.cat([held, valid.int()], dim=1)
+        sums = counted_attention(query, all_keys, all_keys, cardinalities, scaling, asking)[1][..., :past]
+        return sums / (asking.sum(dim=1).clamp(min=1) * self.groups)[:, None, None]
 
     def window_end(self, begin: int, queries: int, valid: Tensor | None) -> int:
         return self.windows.end(begin, queries, valid)
@@ -88,7 +129,7 @@ class MergingEntries(LayerEntries):
 
     def _counting(self) -> bool:
         """Whether column sums are needed: a merge will follow."""
-        return not self.policy.evicts and self.merges_ahead()
+        return not self.policy.evicts and not self.policy.ahead and self.merges_ahead()
 
     def merges_ahead(self) -> bool:
         return self.windows.merges_ahead()
@@ -96,13 +137,14 @@ class MergingEntries(LayerEntries):
     @torch.no_grad()
     def end_windows(self) -> None:
         due = self.windows.due()
-        if any(due):
+        if any(due) and not self.policy.ahead:
             self.make_room(due)
             self.windows.restart(due)
 
     def completed(self, successor: Callable[[], TwoPhaseLayer] | None) -> LayerEntries:
         everywhere = [True] * len(self.windows.counts)
-        self.make_room(everywhere)
+        if not self.policy.ahead:
+            self.make_room(everywhere)
         self.windows.restart(everywhere)
         self.held.settle()
         self.positions.forget()
@@ -121,7 +163,11 @@ class MergingEntries(LayerEntries):
             if self.policy.evicts:
                 self._evict(surplus)
             else:
-                self._merge(surplus)
+                # The attention of rows that do not merge now stays a sum, that of the others becomes a mean.
+                merging = [more > 0 for more in surplus]
+                rows = zip(self.windows.fresh, merging, strict=True)
+                read = self.held.read([float(fresh) if more else 0.0 for fresh, more in rows], self.groups)
+                self._merge(surplus, merging, read)
         self.held.restart_attention(due)
 
     def _evict(self, surplus: Sequence[int]) -> None:
@@ -132,30 +178,49 @@ class MergingEntries(LayerEntries):
         self.positions.add(before - kept.cardinalities.sum(dim=1))
         self._replace(kept)
 
-    def _merge(self, surplus: Sequence[int]) -> None:
-        policy, merging = self.policy, [more > 0 for more in surplus]
-        # The attention of rows that do not merge now stays a sum, that of the others becomes a mean over their queries.
-        rows = zip(self.windows.fresh, merging, strict=True)
-        entries = self.held.read([float(fresh) if more else 0.0 for fresh, more in rows], self.groups)
-        entries.hessian = self.present_hessian(entries, merging)
+    def _merge(self, surplus: Sequence[int], counted: Sequence[bool], entries: Entries) -> None:
+        """Merge so many pairs of every row.
+
+        Args:
+            surplus: how many.
+            counted: rows whose curvature is taken now.
+            entries: what is held.
+        """
+        policy, rotary = self.policy, self.positions.rotary
+        entries.behind = self._behind(entries)
+        entries.hessian = self.present_hessian(entries, counted)
         wanted = torch.tensor(surplus, device=entries.keys.device)
-        while True:
-            cost = pair_costs(entries.shares, entries.cardinalities, self._first_behind_start(entries), policy.gamma)
-            pairs = choose_pairs(cost, wanted, policy.pairs)
+        # Disjoint pairs at most halve a row: what is still over its limit goes another round.
+        while bool((wanted > 0).any()):
+            first = self._first_behind_start(entries)
+            cost = pair_costs(entries, first, policy.traits.cost, policy.gamma, rotary)
+            pairs = choose_pairs(cost, wanted, policy.traits.pairs, self._within(entries))
+            wanted = wanted - pairs.sum(dim=1)
             before = entries.cardinalities.sum(dim=1)
-            entries, merges, guarded = merge(entries, pairs, policy.rule, policy.clip, self.positions.rotary)
+            if policy.traits.pairs == "drop":
+                entries, pairs = drop_overlaps(entries, pairs, rotary)
+            entries.behind = self._behind(entries)
+            entries, merges, guarded = merge(entries, pairs, policy.rule, policy.clip, rotary)
             self.positions.add(before - entries.cardinalities.sum(dim=1))
             self.tally.merges += int(merges.sum())
             self.tally.guarded += int(guarded.sum())
             self.windows.counts = entries.valid.sum(dim=1).tolist()
-            wanted = wanted - pairs.sum(dim=1)
-            # Disjoint pairs at most halve a row: what is still over its limit goes another round.
-            if not bool((wanted > 0).any()):
-                break
         self._replace(entries)
 
+    def _within(self, entries: Entries) -> Tensor | None:
+        """(batch, entries − 1): pairs that together stay within the clip; None where nothing is clipped."""
+        if self.policy.clip is None:
+            return None
+        tokens = entries.cardinalities
+        return tokens[:, :-1] + tokens[:, 1:] <= self.policy.clip
+
+    def _behind(self, entries: Entries) -> Tensor | None:
+        """See `Entries.behind`."""
+        published = self.policy.traits.curvature == "published"
+        return self._first_behind_start(entries) if published else None
+
     def present_hessian(self, entries: Entries, merging: Sequence[bool]) -> Tensor | None:
-        """The diagonal h_ii of the rows that merge now, averaged over their windows; the others' stays as it is."""
+        """The diagonal h_ii of these rows, averaged over their windows; the others' stays as it is."""
         if self.policy.rule != "hessian":
             return None
         self.windows.take(merging)
@@ -168,8 +233,8 @@ class MergingEntries(LayerEntries):
     def _first_behind_start(self, entries: Entries) -> Tensor:
         """(batch,): column of the first entry that may be merged."""
         stored, start = entries.keys.shape[2], self.policy.start
-        firsts = [stored - count + min(start, count) for count in self.windows.counts]
-        return torch.tensor(firsts, device=entries.keys.device)
+        counts = entries.valid.sum(dim=1)
+        return stored - counts + counts.clamp(max=start)
 
     def _replace(self, entries: Entries) -> None:
         self.held.replace(entries)

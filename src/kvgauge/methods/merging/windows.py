@@ -65,6 +65,12 @@ class Windows:
         """Whose window is full."""
         return [fresh >= self.window for fresh in self.fresh]
 
+    def begins(self, valid: Tensor | None) -> list[bool]:
+        """Whose next window begins with new tokens, `valid` (batch, tokens) of them; None: all are."""
+        if valid is None:
+            return self.due()
+        return [full and some for full, some in zip(self.due(), valid.any(dim=1).tolist(), strict=True)]
+
     def restart(self, due: Sequence[bool]) -> None:
         """A new window begins in these rows."""
         self.fresh = [0 if ended else fresh for ended, fresh in zip(due, self.fresh, strict=True)]
