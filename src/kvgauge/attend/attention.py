@@ -26,6 +26,9 @@ from kvgauge.architecture.scaling import Scaling
 from kvgauge.attend.mask import Mask
 from kvgauge.errors import UserError
 from kvgauge.kernels.cpu.decode_attention import decode_attention
+from kvgauge.kernels.cpu.library import available
+from kvgauge.kernels.cpu.stored_attention import StoredRun, stored_attention
+from kvgauge.kernels.cpu.stored_rows import plain_rows
 
 NAME = "kvgauge"
 
@@ -83,7 +86,15 @@ class Segment(Protocol):
         ...
 
 
-class ExactSegment:
+class StoredTokens(ABC):
+    """A `Segment` in a form that the compiled kernel for stored rows may know."""
+
+    @abstractmethod
+    def stored_run(self) -> StoredRun | None:
+        """The segment as the kernel reads it, until something is written to it; None where it cannot."""
+
+
+class ExactSegment(StoredTokens):
     """Exact keys and values (batch, num_key_value_heads, tokens, head_dim) as a segment of attention."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
@@ -100,6 +111,11 @@ class ExactSegment:
     def mix(self, weights: Tensor) -> Tensor:
         """See `Segment`."""
         return weights @ self.values
+
+    def stored_run(self) -> StoredRun | None:
+        """See `StoredTokens`."""
+        keys, values = plain_rows(self.keys), plain_rows(self.values)
+        return None if keys is None or values is None else StoredRun([keys], [values])
 
 
 class OnePassSegment(ABC):
@@ -240,11 +256,18 @@ def _attend_one(
     query: Tensor, segments: list[Segment], entries: list[int], mask: Mask, scaling: float
 ) -> Tensor | None:
     """One query per head: every segment attends on its own, and their normalisers join them. None where none can."""
-    if not (mask.hides_only and any(isinstance(segment, OnePassSegment) for segment in segments)):
+    if not mask.hides_only:
         return None
     batch, heads, _, head_dim = query.shape
     kv_heads = segments[0].num_key_value_heads
     grouped = query.reshape(batch, kv_heads, heads // kv_heads, head_dim)
+    together = _attend_stored(grouped, segments, sum(entries), mask, scaling)
+    if together is not None:
+        left = Scaling.of(scaling).share(together[1])
+        output = together[0] if left is None else together[0] * left[..., None].to(query.dtype)
+        return output.reshape(batch, 1, heads, -1)
+    if not any(isinstance(segment, OnePassSegment) for segment in segments):
+        return None
     parts = []
     for segment, own in zip(segments, mask.split(entries), strict=True):
         if isinstance(segment, OnePassSegment):
@@ -263,6 +286,21 @@ def _attend_one(
     left = Scaling.of(scaling).share(total)
     output = output if left is None else output * left[..., None].to(output.dtype)
     return output.reshape(batch, 1, heads, -1)
+
+
+def _attend_stored(
+    query: Tensor, segments: list[Segment], total: int, mask: Mask, scaling: float
+) -> tuple[Tensor, Tensor] | None:
+    """All segments at once, where the kernel knows the forms of all."""
+    if torch.compiler.is_compiling() or not available():
+        return None
+    runs = []
+    for segment in segments:
+        run = segment.stored_run() if isinstance(segment, StoredTokens) else None
+        if run is None:
+            return None
+        runs.append(run)
+    return stored_attention(query, runs, runs[0].output_dim, scaling, mask.row(query.shape[0], total))
 
 
 def _attend_alone(segment: Segment, query: Tensor, scaling: float, mask: Mask) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kvgauge.attend.attention import segmented_attention
+from kvgauge.attend.attention import StoredTokens, segmented_attention
 from kvgauge.attend.mask import Mask
+from kvgauge.kernels.cpu.stored_attention import StoredRun
 from kvgauge.layers.exact import ExactLayer
 from kvgauge.layers.pair import PairLayer
 from kvgauge.layers.two_phase import TwoPhaseLayer
@@ -14,7 +15,7 @@ from kvgauge.store.rows import RowBuffer
 from kvgauge.store.storage import EXACT, Storage
 
 
-class StoredSegment:
+class StoredSegment(StoredTokens):
     """Keys and values (batch, num_key_value_heads, tokens, head_dim) of two buffers as a segment of attention."""
 
     def __init__(self, keys: RowBuffer, values: RowBuffer, num_key_value_heads: int) -> None:
@@ -31,6 +32,11 @@ class StoredSegment:
     def mix(self, weights: Tensor) -> Tensor:
         """See `kvgauge.attend.attention.Segment`."""
         return self.values.mix(weights)
+
+    def stored_run(self) -> StoredRun | None:
+        """See `kvgauge.attend.attention.StoredTokens`."""
+        keys, values = self.keys.compiled(), self.values.compiled()
+        return None if keys is None or values is None else StoredRun(keys, values)
 
 
 class StoredLayer(PairLayer):

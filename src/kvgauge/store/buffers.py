@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from kvgauge.kernels.cpu.stored_rows import StoredRows, plain_rows
 from kvgauge.store.rows import RowBuffer
 
 GROWTH_STEP = 64  # tokens: a copy every 64 tokens costs 1/64 of one read of the cache a token
@@ -86,6 +87,13 @@ class GrowingBuffer(RowBuffer):
 
     def mix(self, weights: Tensor) -> Tensor:
         return weights @ self.view()
+
+    def compiled(self, shared: int = 0) -> list[StoredRows] | None:
+        if self.dimension_major:
+            return None
+        rows = self.view()
+        plain = plain_rows(rows if rows.dim() == 4 else rows.unsqueeze(1), shared=shared)
+        return None if plain is None else [plain]
 
     def __len__(self) -> int:
         return self.length

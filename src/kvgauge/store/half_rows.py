@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from kvgauge.kernels.cpu.stored_rows import StoredRows
 from kvgauge.store.buffers import GROWTH_STEP, GrowingBuffer
 from kvgauge.store.rows import BlockwiseRows
 
@@ -40,6 +41,9 @@ class HalfRows(BlockwiseRows):
 
     def take(self, stored: Tensor, valid: Tensor | None = None) -> None:
         self.set(stored, valid)
+
+    def compiled(self, shared: int = 0) -> list[StoredRows] | None:
+        return self.stored.compiled(shared)
 
     def drop_front(self, tokens: int) -> Tensor:
         return self.stored.drop_front(tokens).to(self.dtype)

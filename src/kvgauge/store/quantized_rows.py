@@ -2,23 +2,28 @@
 
 A group is either a run of channels of one token (`TokenQuantizedRows`), which lets tokens come one at a time, or one
 channel of a run of tokens (`ChannelQuantizedRows`), which suits keys: a few of their channels are large in every token
-(KIVI, arXiv 2402.02750). Codes lie side by side along the channels in both.
+(KIVI, arXiv 2402.02750). Codes are packed along the channels in both, and stand in tiles of tokens
+(`kvgauge.store.tiles`); so do the parameters of tokens.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kvgauge.errors import UserError
+from kvgauge.kernels.cpu.stored_rows import StoredRows, coded_rows, evenly_spaced
 from kvgauge.store.bit_packing import pack, packed_size, unpack
 from kvgauge.store.buffers import GrowingBuffer
 from kvgauge.store.half_rows import HalfRows
 from kvgauge.store.quantized_values import quantize
 from kvgauge.store.rows import BlockwiseRows
+from kvgauge.store.tiles import TILE, TiledBuffer, tiled
 
 WRITE = 1024  # tokens that are quantised at once: temporary copies of a whole context would outweigh its codes
 
@@ -43,12 +48,11 @@ class QuantizedRows(BlockwiseRows):
         self.bits, self.group, self.dimension_major = bits, group, dimension_major
         self.dtype = torch.float32
         self.dimension = 0
-        self.codes = GrowingBuffer()  # (…, tokens, packed dimension) uint8
-        self.parameters = GrowingBuffer()  # scales, then minima, side by side along the last dimension
+        self.codes = TiledBuffer()  # (…, tokens, packed dimension) uint8
 
-    def parts(self) -> Sequence[GrowingBuffer | HalfRows]:
+    @abstractmethod
+    def parts(self) -> Sequence[GrowingBuffer | TiledBuffer | HalfRows]:
         """Everything stored."""
-        return (self.codes, self.parameters)
 
     def take(self, stored: Tensor, valid: Tensor | None = None) -> None:
         self.set(stored.mT if self.dimension_major else stored, valid)
@@ -76,16 +80,33 @@ class QuantizedRows(BlockwiseRows):
 
     @property
     def device(self) -> torch.device:
-        return self.codes.view().device
+        assert self.codes.stored is not None
+        return self.codes.stored.device
 
     def shape(self) -> tuple[int, ...]:
-        return (*self.codes.view().shape[:-2], len(self), self.dimension)
+        assert self.codes.stored is not None
+        return (*self.codes.stored.shape[:-3], len(self), self.dimension)
+
+    def _coded(self, parameters: Tensor | None, shared: int, **form: Any) -> StoredRows | None:
+        """The codes as compiled kernels read them; `form` as in `coded_rows`."""
+        assert self.codes.stored is not None and parameters is not None
+        return coded_rows(
+            _with_heads(self.codes.stored, 5),
+            parameters,
+            tokens=len(self.codes),
+            dim=self.dimension,
+            bits=self.bits,
+            levels=evenly_spaced(self.bits),
+            lead=self.codes.lead,
+            shared=shared,
+            **form,
+        )
 
     def _know(self, rows: Tensor) -> None:
         self.dtype, self.dimension = rows.dtype, rows.shape[-1]
 
     def _unpacked(self, start: int, stop: int) -> Tensor:
-        return unpack(self.codes.view()[..., start:stop, :], self.bits, self.dimension)
+        return unpack(self.codes.block(start, stop), self.bits, self.dimension)
 
 
 class TokenQuantizedRows(QuantizedRows):
@@ -101,15 +122,16 @@ class TokenQuantizedRows(QuantizedRows):
     def __init__(self, bits: int, group: int, *, balance: bool = False, dimension_major: bool = False) -> None:
         super().__init__(bits, group, dimension_major=dimension_major)
         self.balance = balance
+        self.parameters = TiledBuffer()  # (…, tokens, 2 · groups) float16: scales, then minima
         self.balances = GrowingBuffer(step=1)  # (…, 1, dimension) float16; empty where there are none
 
     @staticmethod
     def nbytes_of(tokens: int, dimension: int, bits: int, group: int, balance: bool) -> int:
         """Bytes of `tokens` rows of one head right after `set`."""
         per_token = packed_size(dimension, bits) + 4 * len(groups_of(dimension, group))
-        return tokens * per_token + (2 * dimension if balance and tokens else 0)
+        return tiled(tokens) * per_token + (2 * dimension if balance and tokens else 0)
 
-    def parts(self) -> Sequence[GrowingBuffer]:
+    def parts(self) -> Sequence[GrowingBuffer | TiledBuffer]:
         return (self.codes, self.parameters, self.balances)
 
     def set(self, rows: Tensor, valid: Tensor | None = None) -> None:
@@ -143,9 +165,16 @@ class TokenQuantizedRows(QuantizedRows):
     def channel_scale(self, dtype: torch.dtype) -> Tensor | None:
         return self.balances.view().to(dtype) if len(self.balances) else None
 
+    def compiled(self, shared: int = 0) -> list[StoredRows] | None:
+        balance = _with_heads(self.balances.view(), 4) if len(self.balances) else None
+        groups, parameters = len(groups_of(self.dimension, self.group)), self.parameters.stored
+        own = None if parameters is None else _with_heads(parameters, 5)
+        coded = self._coded(own, shared, balance=balance, channel_groups=groups)
+        return None if coded is None else [coded]
+
     def write(self, start: int, stop: int, out: Tensor) -> None:
         out.copy_(self._unpacked(start, stop))
-        parameters = self.parameters.view()[..., start:stop, :].to(out.dtype)
+        parameters = self.parameters.block(start, stop).to(out.dtype)
         groups = groups_of(self.dimension, self.group)
         for index, (first, last) in enumerate(groups):
             scale, minimum = (parameters[..., place : place + 1] for place in (index, len(groups) + index))
@@ -171,9 +200,10 @@ class ChannelQuantizedRows(QuantizedRows):
     @staticmethod
     def nbytes_of(tokens: int, dimension: int, bits: int, group: int) -> int:
         """Bytes of `tokens` rows of one head right after `set`."""
-        return tokens * packed_size(dimension, bits) + -(-tokens // group) * 4 * dimension
+        missing = -tokens % group
+        return tiled(missing % TILE + tokens) * packed_size(dimension, bits) + -(-tokens // group) * 4 * dimension
 
-    def parts(self) -> Sequence[GrowingBuffer | HalfRows]:
+    def parts(self) -> Sequence[GrowingBuffer | TiledBuffer | HalfRows]:
         return (self.codes, self.parameters, self.residual)
 
     def __len__(self) -> int:
@@ -181,11 +211,10 @@ class ChannelQuantizedRows(QuantizedRows):
 
     @property
     def device(self) -> torch.device:
-        return (self.codes if len(self.codes) else self.residual.stored).view().device
+        return super().device if len(self.codes) else self.residual.device
 
     def shape(self) -> tuple[int, ...]:
-        source = self.codes if len(self.codes) else self.residual.stored
-        return (*source.view().shape[:-2], len(self), self.dimension)
+        return super().shape() if len(self.codes) else self.residual.shape()
 
     def set(self, rows: Tensor, valid: Tensor | None = None) -> None:
         self.clear()
@@ -195,6 +224,7 @@ class ChannelQuantizedRows(QuantizedRows):
             self.residual.set(rows)
             return
         self.missing = -tokens % self.group
+        self.codes.begin(self.missing % TILE)  # tiles then begin where groups do
         self.codes.reserve(tokens)
         self.parameters.reserve(-(-tokens // self.group))
         first, step = self.group - self.missing, max(1, WRITE // self.group) * self.group
@@ -226,6 +256,14 @@ class ChannelQuantizedRows(QuantizedRows):
     def room(self) -> int:
         return min(self.residual.room(), self.group - 1 - len(self.residual))
 
+    def compiled(self, shared: int = 0) -> list[StoredRows] | None:
+        residual = self.residual.compiled() if len(self.residual) else []
+        if not len(self.codes) or residual is None:
+            return residual
+        parameters = _with_heads(self.parameters.view(), 4)
+        coded = self._coded(parameters, shared, token_group=self.group, missing=self.missing)
+        return None if coded is None else [coded, *residual]
+
     def write(self, start: int, stop: int, out: Tensor) -> None:
         quantized = len(self.codes)
         middle = min(stop, quantized)
@@ -251,6 +289,11 @@ class ChannelQuantizedRows(QuantizedRows):
         codes, scale, minimum = quantize(grouped, self.bits, -2, seen)
         self.codes.append(pack(codes.flatten(-3, -2), self.bits))
         self.parameters.append(torch.cat([scale, minimum], dim=-1).squeeze(-2))
+
+
+def _with_heads(stored: Tensor, dimensions: int) -> Tensor:
+    """A view with the dimension of the heads, which rows that all of them share do not have."""
+    return stored if stored.dim() == dimensions else stored.unsqueeze(1)
 
 
 def _root_mean_square(rows: Tensor, valid: Tensor | None) -> Tensor:

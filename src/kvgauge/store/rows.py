@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from kvgauge.kernels.cpu.stored_rows import StoredRows
+
 
 class RowBuffer(ABC):
     """Rows along the second-to-last dimension, e.g. (batch, heads, tokens, dimension), one per token.
@@ -85,6 +87,14 @@ class RowBuffer(ABC):
     @abstractmethod
     def mix(self, weights: Tensor) -> Tensor:
         """``weights @ rows``: (…, queries, dimension) of weights (…, queries, tokens)."""
+
+    def compiled(self, shared: int = 0) -> list[StoredRows] | None:
+        """All rows as compiled kernels read them, in pieces, until the buffer is written to; None where none can.
+
+        Args:
+            shared: see `kvgauge.kernels.cpu.stored_rows.plain_rows`.
+        """
+        return None
 
     def dense(self) -> Tensor:
         """All rows. For small matrices, and for measuring."""

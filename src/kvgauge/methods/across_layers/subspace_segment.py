@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from kvgauge.architecture.planes import BLOCK, PlaneRotation, from_planes, interleaved, planes_of, to_planes
+from kvgauge.attend.attention import StoredTokens
+from kvgauge.kernels.cpu.stored_attention import StoredRun
 from kvgauge.methods.across_layers.subspace import SharedSubspace
 
 
 @dataclass
-class SubspaceSegment:
+class SubspaceSegment(StoredTokens):
     """All tokens of the basis, seen by one layer, as a segment of attention.
 
     Attributes:
@@ -60,6 +62,20 @@ class SubspaceSegment:
                 planes_of(rebuilt).mul_(rotation.offsets(stop - start, query.device)[:, None])
                 scores[sequence, :, :, start:stop] = queries[block][sequence] @ rebuilt.permute(1, 2, 0)
         return scores
+
+    def stored_run(self) -> StoredRun | None:
+        """See `kvgauge.attend.attention.StoredTokens`; all queries of a layer ask one basis, where nothing is rebuilt."""
+        if self.rotation is not None:
+            return None
+        bases = [space.basis.compiled() for space in (self.keys, self.values)]
+        head_dims = [len(space.factors[self.member]) // self.num_key_value_heads for space in (self.keys, self.values)]
+        factors = [
+            space.factors[self.member].compiled(shared)
+            for space, shared in zip((self.keys, self.values), head_dims, strict=True)
+        ]
+        if bases[0] is None or bases[1] is None or factors[0] is None or factors[1] is None:
+            return None
+        return StoredRun(bases[0], bases[1], factors[0][0], factors[1][0], shared=True)
 
     def asked(self, query: Tensor, rotation: PlaneRotation) -> Tensor:
         """Queries as planes, turned on by the first columns, where keys are turned by all of their columns."""

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from kvgauge.architecture.head_frame import HeadFrame
-from kvgauge.attend.attention import OnePassSegment, Segment, segmented_attention
+from kvgauge.attend.attention import OnePassSegment, Segment, StoredTokens, segmented_attention
 from kvgauge.attend.mask import Mask
 from kvgauge.errors import UserError
 from kvgauge.kernels.cpu.decode_attention import decode_attention
 from kvgauge.kernels.cpu.head_projection import head_projection
+from kvgauge.kernels.cpu.stored_attention import StoredRun
+from kvgauge.kernels.cpu.stored_rows import plain_rows
 from kvgauge.layers.sinks import ExactSinks
 from kvgauge.layers.stored import StoredSegment
 from kvgauge.layers.two_phase import TwoPhaseLayer
@@ -58,7 +60,7 @@ SUITED = "channel"
 LayerProjections = Callable[[int], HeadProjections]  # context length → the pairs of one layer
 
 
-class LatentSegment(OnePassSegment):
+class LatentSegment(OnePassSegment, StoredTokens):
     """Latents (batch, num_key_value_heads, tokens, rank) as a segment of attention."""
 
     def __init__(self, keys: RowBuffer, values: RowBuffer, projections: HeadProjections) -> None:
@@ -73,6 +75,15 @@ class LatentSegment(OnePassSegment):
 
     def mix(self, weights: Tensor) -> Tensor:
         return self.values.mix(weights) @ self.projections.B_v.transpose(-1, -2)
+
+    def stored_run(self) -> StoredRun | None:
+        """See `kvgauge.attend.attention.StoredTokens`."""
+        pairs = self.projections
+        keys, values = self.keys.compiled(), self.values.compiled()
+        asking, expansion = plain_rows(pairs.B[None]), plain_rows(pairs.B_v[None])
+        if keys is None or values is None or asking is None or expansion is None:
+            return None
+        return StoredRun(keys, values, asking, expansion)
 
     def attend_once(self, query: Tensor, scaling: float, mask: Mask) -> tuple[Tensor, Tensor] | None:
         """See `kvgauge.attend.attention.OnePassSegment`."""

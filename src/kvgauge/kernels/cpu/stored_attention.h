@@ -1,0 +1,230 @@
+// Softmax attention of one query per head to runs of tokens in the forms in which they are stored: one pass over them.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "decode_attention.h"
+#include "stored_rows.h"
+
+namespace {
+
+// One run of tokens. Its keys may stand in several pieces, one after another, and so may its values: codes come first, and
+// what follows them begins at a tile.
+struct Run {
+  bool shared;              // all heads of the model ask the same rows
+  int64_t key_pieces, value_pieces;
+  const Stored *keys, *values;
+  const Stored *asking;     // (heads, query_dim) rows of rank_k numbers: keys are asked with query · rows; null: as they are
+  const Stored *expansion;  // (heads, output_dim) rows of rank_v numbers: sums become sum · rowsᵀ; null: they stay
+  int64_t tokens, first;    // of the run, and in front of it
+  int64_t rank_k, rank_v, blocks, pairs, queries;  // blocks of tokens of a pair; pairs that have rows; queries of a pair
+  int64_t asked, parts, part;  // where its asked queries and its blocks' results begin, numbers of a result
+};
+
+struct StoredAttention {
+  const float* query;      // (sequences · heads, group, query_dim)
+  float *output, *lse;     // (sequences · heads, group, output_dim) and (sequences · heads, group)
+  const uint8_t* mask;     // (sequences, tokens) as in Attention
+  const int32_t* counts;   // as in Attention
+  int64_t sequences, heads, group, query_dim, output_dim, mask_stride;
+  float scaling, softcap;
+  int threads;
+};
+
+constexpr int64_t LONG_BLOCK = 1024, BRIEF_BLOCK = 256;  // tokens of a task where there are tasks enough, and where not
+constexpr int64_t TASKS_ENOUGH = 16;
+
+inline int64_t padded_row(int64_t count) { return (count + TILE - 1) / TILE * TILE + 2 * TILE; }
+
+// Room for rows of so many numbers each, with a tile of slack on both sides.
+struct Slack {
+  std::vector<float> numbers;
+  int64_t stride = 0;
+  float* rows(int64_t count, int64_t width) {
+    stride = padded_row(width);
+    numbers.assign(count * stride, 0.f);
+    return numbers.data() + TILE;
+  }
+};
+
+// The queries of one head of the model, scaled, as the rows of a run are asked.
+inline void ask(const StoredAttention& a, const Run& run, int64_t pair, float* asked, Scratch& scratch, Slack& slack) {
+  const float* query = a.query + pair * a.group * a.query_dim;
+  if (!run.asking) {
+    for (int64_t i = 0; i < a.group * a.query_dim; ++i) asked[i] = query[i] * a.scaling;
+    return;
+  }
+  float* weights = slack.rows(a.group, a.query_dim);
+  for (int64_t g = 0; g < a.group; ++g)
+    for (int64_t i = 0; i < a.query_dim; ++i) weights[g * slack.stride + i] = query[g * a.query_dim + i] * a.scaling;
+  std::fill(asked, asked + a.group * run.rank_k, 0.f);
+  Ahead ahead;
+  mix(Located(*run.asking, pair / a.heads, pair % a.heads), 0, a.query_dim, a.group, weights, slack.stride, asked,
+      run.rank_k, scratch, ahead);
+}
+
+// Over the pieces that hold rows from `start` to `stop`: use(piece, from, to, where they begin among the rows).
+template <typename Use>
+inline void over_pieces(const Stored* pieces, int64_t count, int64_t start, int64_t stop, Use&& use) {
+  for (int64_t i = 0, before = 0; i < count; before += pieces[i].tokens, ++i) {
+    const int64_t from = std::max(start, before), to = std::min(stop, before + pieces[i].tokens);
+    if (from < to) use(pieces[i], from - before, to - before, from - start);
+  }
+}
+
+// One block of tokens of one pair: unnormalised sums, their largest scores and the sums of their weights.
+inline void attend_rows(const StoredAttention& a, const Run& run, int64_t pair, int64_t start, int64_t stop,
+                        Ahead next_keys, const float* asked, float* scores, int64_t stride, float* part, Scratch& scratch) {
+  const int64_t sequence = run.shared ? pair : pair / a.heads, head = run.shared ? 0 : pair % a.heads;
+  const int64_t count = stop - start, queries = run.queries;
+  float *largest = part + queries * run.rank_v, *total = largest + queries;
+  Ahead values = ahead_of(run.values[0], sequence, head, start, std::min(stop, run.values[0].tokens));
+  over_pieces(run.keys, run.key_pieces, start, stop, [&](const Stored& rows, int64_t from, int64_t to, int64_t at) {
+    dot(Located(rows, sequence, head), from, to, queries, asked, run.rank_k, scores + at, stride, scratch, values);
+  });
+  while (values.at < values.end) values.step();
+  const int64_t place = run.first + start;
+  const uint8_t* seen = a.mask ? a.mask + sequence * a.mask_stride + place : nullptr;
+  const int32_t* counts = a.counts ? a.counts + sequence * a.mask_stride + place : nullptr;
+  for (int64_t q = 0; q < queries; ++q) {
+    float* own = scores + q * stride;
+    if (a.softcap > 0.f) cap(own, count, a.softcap);
+    if (seen) hide(own, seen, count);
+    if (counts) hide(own, counts, count);
+    hide_rest(own, count);
+    largest[q] = largest_of(own, count);
+    total[q] = exponentials(own, count, largest[q]);
+    if (counts) total[q] = multiply(own, counts, count);
+    std::fill(own - TILE, own, 0.f);
+    std::fill(own + count, own + padded_row(count) - TILE, 0.f);
+  }
+  std::fill(part, part + queries * run.rank_v, 0.f);
+  over_pieces(run.values, run.value_pieces, start, stop, [&](const Stored& rows, int64_t from, int64_t to, int64_t at) {
+    mix(Located(rows, sequence, head), from, to, queries, scores + at, stride, part, run.rank_v, scratch, next_keys);
+  });
+}
+
+// The blocks of all runs for one head of the model: joined by their largest scores, expanded and normalised.
+inline void join_runs(const StoredAttention& a, const std::vector<Run>& runs, int64_t pair, const float* parts,
+                      Scratch& scratch, Slack& slack, std::vector<float>& mixed) {
+  float *output = a.output + pair * a.group * a.output_dim, *lse = a.lse + pair * a.group;
+  std::fill(lse, lse + a.group, LOWEST);
+  std::fill(output, output + a.group * a.output_dim, 0.f);
+  for (const Run& run : runs) {
+    const int64_t own_pair = run.shared ? pair / a.heads : pair, offset = run.shared ? pair % a.heads * a.group : 0;
+    const float* first = parts + run.parts + own_pair * run.blocks * run.part;
+    mixed.assign(a.group * run.rank_v, 0.f);
+    std::vector<float> normaliser(a.group);
+    for (int64_t g = 0; g < a.group; ++g) {
+      const int64_t q = offset + g, tops = run.queries * run.rank_v + q;
+      float top = LOWEST, sum = 0.f;
+      for (int64_t b = 0; b < run.blocks; ++b) top = std::max(top, first[b * run.part + tops]);
+      for (int64_t b = 0; b < run.blocks; ++b) {
+        const float* own = first + b * run.part;
+        const float share = expf(own[tops] - top);
+        sum += share * own[tops + run.queries];
+        for (int64_t i = 0; i < run.rank_v; ++i) mixed[g * run.rank_v + i] += share * own[q * run.rank_v + i];
+      }
+      for (int64_t i = 0; i < run.rank_v; ++i) mixed[g * run.rank_v + i] /= sum;
+      normaliser[g] = top + logf(sum);
+    }
+    const float* values = mixed.data();
+    int64_t stride = run.rank_v;
+    if (run.expansion) {
+      float* expanded = slack.rows(a.group, a.output_dim);
+      Ahead ahead;
+      dot(Located(*run.expansion, pair / a.heads, pair % a.heads), 0, a.output_dim, a.group, mixed.data(), run.rank_v,
+          expanded, slack.stride, scratch, ahead);
+      values = expanded, stride = slack.stride;
+    }
+    for (int64_t g = 0; g < a.group; ++g) {
+      const float top = std::max(lse[g], normaliser[g]);
+      const float before = expf(lse[g] - top), now = expf(normaliser[g] - top), sum = before + now;
+      for (int64_t i = 0; i < a.output_dim; ++i) {
+        float& x = output[g * a.output_dim + i];
+        x = (x * before + values[g * stride + i] * now) / sum;
+      }
+      lse[g] = top + logf(sum);
+    }
+  }
+}
+
+struct Task {
+  int64_t run, pair, block;
+};
+
+inline void attend_stored(const StoredAttention& a, std::vector<Run>& runs) {
+  const int64_t pairs = a.sequences * a.heads;
+  int64_t block = LONG_BLOCK, tasks_long = 0, asked = 0, parts = 0, bytes = 0, widest = 0;
+  for (const Run& run : runs)
+    tasks_long += (run.shared ? a.sequences : pairs) * ((run.tokens + LONG_BLOCK - 1) / LONG_BLOCK);
+  if (tasks_long < TASKS_ENOUGH) block = BRIEF_BLOCK;
+  std::vector<Task> tasks;
+  for (size_t i = 0; i < runs.size(); ++i) {
+    Run& run = runs[i];
+    run.pairs = run.shared ? a.sequences : pairs, run.queries = run.shared ? a.heads * a.group : a.group;
+    run.blocks = (run.tokens + block - 1) / block, run.part = run.queries * (run.rank_v + 2);
+    run.asked = asked, run.parts = parts;
+    asked += pairs * a.group * run.rank_k, parts += run.pairs * run.blocks * run.part;
+    bytes += run.pairs * run.tokens * (run.rank_k + run.rank_v), widest = std::max(widest, run.queries);
+    for (int64_t pair = 0; pair < run.pairs; ++pair)
+      for (int64_t b = 0; b < run.blocks; ++b) tasks.push_back({int64_t(i), pair, b});
+  }
+  std::vector<float> queries(asked), results(parts);
+  const auto next_keys = [&](const Task& task) {
+    const Run& run = runs[task.run];
+    const int64_t sequence = run.shared ? task.pair : task.pair / a.heads, head = run.shared ? 0 : task.pair % a.heads;
+    return ahead_of(run.keys[0], sequence, head, task.block * block,
+                    std::min({run.tokens, (task.block + 1) * block, run.keys[0].tokens}));
+  };
+#pragma omp parallel num_threads(a.threads) if (bytes > ALONE_BYTES)
+  {
+    Scratch scratch;
+    Slack slack;
+    std::vector<float> scores(widest * padded_row(block)), mixed;
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < int64_t(runs.size()) * pairs; ++i) {
+      const Run& run = runs[i / pairs];
+      ask(a, run, i % pairs, queries.data() + run.asked + i % pairs * a.group * run.rank_k, scratch, slack);
+    }
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < int64_t(tasks.size()); ++i) {
+      const Task& task = tasks[i];
+      const Run& run = runs[task.run];
+      const int64_t start = task.block * block, stop = std::min(start + block, run.tokens);
+      attend_rows(a, run, task.pair, start, stop, i + 1 < int64_t(tasks.size()) ? next_keys(tasks[i + 1]) : Ahead{},
+                  queries.data() + run.asked + task.pair * run.queries * run.rank_k, scores.data() + TILE,
+                  padded_row(block), results.data() + run.parts + (task.pair * run.blocks + task.block) * run.part, scratch);
+    }
+#pragma omp for schedule(static)
+    for (int64_t pair = 0; pair < pairs; ++pair) join_runs(a, runs, pair, results.data(), scratch, slack, mixed);
+  }
+}
+
+// The runs that Python hands over: shared, pieces of the keys, of the values, asking and expansion or not, then all pieces.
+inline std::vector<Run> runs_of(const int64_t* words, int64_t count) {
+  std::vector<Run> runs(count);
+  int64_t first = 0;
+  for (Run& run : runs) {
+    const auto pieces = [&](int64_t number) {
+      const Stored* found = reinterpret_cast<const Stored*>(words);
+      words += number * int64_t(sizeof(Stored) / sizeof(int64_t));
+      return number ? found : nullptr;
+    };
+    run.shared = words[0], run.key_pieces = words[1], run.value_pieces = words[2];
+    const int64_t asks = words[3], expands = words[4];
+    words += 5;
+    run.keys = pieces(run.key_pieces), run.values = pieces(run.value_pieces);
+    run.asking = pieces(asks), run.expansion = pieces(expands);
+    run.tokens = 0, run.first = first;
+    for (int64_t i = 0; i < run.key_pieces; ++i) run.tokens += run.keys[i].tokens;
+    run.rank_k = run.keys[0].dim, run.rank_v = run.values[0].dim;
+    first += run.tokens;
+  }
+  return runs;
+}
+
+}  // namespace
