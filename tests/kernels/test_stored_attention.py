@@ -92,7 +92,7 @@ def test_masks_counts_and_caps(form, masked, dtype):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_runs_join_and_are_projected(form):
-    """Exact sinks in the space of the heads, latents of another rank, an exact tail; one head sees few of the tokens."""
+    """Exact sinks in the space of the heads, latents of another rank and an exact tail, some of them hidden."""
     tokens, group, rank_k, rank_v, head_dim = 530, 3, 11, 13, 16
     generator = torch.Generator().manual_seed(5)
     asking = torch.randn(HEADS, head_dim, rank_k, generator=generator)

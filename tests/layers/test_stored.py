@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kvgauge.attend.mask import CAUSAL
+from kvgauge.attend import attention
+from kvgauge.attend.mask import CAUSAL, Mask
 from kvgauge.layers.cache import KVCache
 from kvgauge.layers.exact import ExactLayer
 from kvgauge.layers.stored import StoredLayer, whole_layer, whole_nbytes
@@ -50,3 +51,28 @@ def test_the_exact_rows_are_gone_and_the_others_counted(storage):
 def test_an_exact_storage_needs_no_buffers_of_its_own():
     assert isinstance(whole_layer(EXACT), ExactLayer)
     assert isinstance(whole_layer(QuantizedStorage(4)), StoredLayer)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("storage", STORAGES[1:])
+def test_one_query_takes_one_compiled_pass_and_gives_what_torch_gives(storage, padded, dtype, monkeypatch):
+    layer = StoredLayer(storage)
+    KVCache([layer])
+    layer.update(states(3, 130, 1).to(dtype), states(3, 130, 2).to(dtype))
+    layer.compress()
+    layer.update(states(3, 1, 3).to(dtype), states(3, 1, 4).to(dtype))
+    query, answers = states(6, 1, 5).to(dtype), []
+    mask = CAUSAL
+    if padded:
+        seen = torch.ones(2, 1, 1, 131, dtype=torch.bool)
+        seen[1, ..., :40] = False
+        mask = Mask.of(seen)
+    kernel = attention.stored_attention
+    monkeypatch.setattr(attention, "stored_attention", lambda *given: answers.append(kernel(*given)) or answers[-1])
+    compiled = layer.attend_compressed(query, mask, 0.25)
+    assert len(answers) == 1 and answers[0] is not None
+    monkeypatch.setattr(attention, "stored_attention", lambda *given: None)
+    expected = layer.attend_compressed(query, mask, 0.25)
+    close = 1e-5 if dtype == torch.float32 else 2e-2
+    assert float((compiled - expected).float().norm() / expected.float().norm()) < close

@@ -7,12 +7,14 @@ import torch
 
 import kvgauge
 from kvgauge.architecture.facts import model_facts
+from kvgauge.attend import attention
 from kvgauge.contract.budget import reference_nbytes
 from kvgauge.contract.fitting import fit_config, learns
 from kvgauge.contract.identity import config, fit_version, method_version
 from kvgauge.errors import UserError
 from kvgauge.kernels.cpu import operators
 from kvgauge.methods.exact.full import Full
+from kvgauge.store.rows import BlockwiseRows
 
 CONTEXT = 384
 XKV = {"method": "xkv", "group_size": 2}
@@ -312,3 +314,52 @@ def test_latents_of_mla_are_not_quantised(tiny, fit):
         method = build(*members, budget=0.5)
         with pytest.raises(UserError, match=r"MLA.*leave the quantiser out"):
             method.new_cache(model, fit(method, "tiny/deepseek_v2"))
+
+
+ANSWERED = {
+    "full": ("full", "int8"),
+    "full-int4": ("full", "int4"),
+    "kqsvd": ("kqsvd", "int8"),
+    "kqsvd-ends": (EXACT_ENDS, "int4"),
+    "kqsvd-token": ("kqsvd", {"bits": 3, "axis": "token", "balance": False}),
+    "xkv-post": ({**XKV, "rope": "post"}, "int8"),
+    "xkv-post-sinks": ({**XKV, "rope": "post", "sinks": 4}, {"bits": 4, "group": 16}),
+    "xkv-post-exact": ({**XKV, "rope": "post"},),
+}
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("name", ANSWERED)
+def test_decode_steps_take_one_compiled_pass_of_every_layer(name, padded, tiny, fit, tokens, monkeypatch):
+    """The kernel answers, for every layer and step, and as torch does; nothing is dequantised on the way."""
+    members = ANSWERED[name]
+    budget = None if members[0] == "full" else 0.4
+    method, model = build(*members, budget=budget), tiny("tiny/llama")
+    fitted, ids, later = fit(method, "tiny/llama"), tokens(2, CONTEXT, seed=2), tokens(2, 3, seed=3)
+    mask = torch.ones(2, CONTEXT, dtype=torch.long)
+    mask[1, : 17 if padded else 0] = 0
+    kernel, logits, answers = attention.stored_attention, [], []
+    for compiled in (True, False):
+        cache = context_cache(method, model, fitted, ids, mask if padded else None)
+
+        def attend(*given, compiled=compiled):
+            if not compiled:
+                return None
+            answers.append(kernel(*given))
+            return answers[-1]
+
+        monkeypatch.setattr(attention, "stored_attention", attend)
+        if compiled:
+            monkeypatch.setattr(BlockwiseRows, "_blocks", None)
+        else:
+            monkeypatch.undo()
+            monkeypatch.setattr(attention, "stored_attention", attend)
+        steps = []
+        for index, step in enumerate(later.split(1, dim=1)):
+            longer = torch.cat([mask, torch.ones(2, index + 1, dtype=torch.long)], dim=1)
+            given = {"attention_mask": longer, "position_ids": longer.sum(1, keepdim=True) - 1} if padded else {}
+            with torch.no_grad():
+                steps.append(model(step, past_key_values=cache, **given).logits)
+        logits.append(torch.cat(steps, dim=1))
+    assert len(answers) == 3 * len(cache.own) and all(answer is not None for answer in answers)
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)

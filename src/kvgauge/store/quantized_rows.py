@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from kvgauge.errors import UserError
-from kvgauge.kernels.cpu.stored_rows import StoredRows, coded_rows, evenly_spaced
+from kvgauge.kernels.cpu.stored_rows import TILE, StoredRows, coded_rows, evenly_spaced
 from kvgauge.store.bit_packing import pack, packed_size, unpack
 from kvgauge.store.buffers import GrowingBuffer
 from kvgauge.store.half_rows import HalfRows
 from kvgauge.store.quantized_values import quantize
 from kvgauge.store.rows import BlockwiseRows
-from kvgauge.store.tiles import TILE, TiledBuffer, tiled
+from kvgauge.store.tiles import TiledBuffer
 
 WRITE = 1024  # tokens that are quantised at once: temporary copies of a whole context would outweigh its codes
 
@@ -85,14 +85,15 @@ class QuantizedRows(BlockwiseRows):
 
     def shape(self) -> tuple[int, ...]:
         assert self.codes.stored is not None
-        return (*self.codes.stored.shape[:-3], len(self), self.dimension)
+        return (*self.codes.stored.shape[:-1], len(self), self.dimension)
 
     def _coded(self, parameters: Tensor | None, shared: int, **form: Any) -> StoredRows | None:
         """The codes as compiled kernels read them; `form` as in `coded_rows`."""
         assert self.codes.stored is not None and parameters is not None
         return coded_rows(
-            _with_heads(self.codes.stored, 5),
+            _with_heads(self.codes.stored, 3),
             parameters,
+            slots=self.codes.slots,
             tokens=len(self.codes),
             dim=self.dimension,
             bits=self.bits,
@@ -129,7 +130,7 @@ class TokenQuantizedRows(QuantizedRows):
     def nbytes_of(tokens: int, dimension: int, bits: int, group: int, balance: bool) -> int:
         """Bytes of `tokens` rows of one head right after `set`."""
         per_token = packed_size(dimension, bits) + 4 * len(groups_of(dimension, group))
-        return tiled(tokens) * per_token + (2 * dimension if balance and tokens else 0)
+        return tokens * per_token + (2 * dimension if balance and tokens else 0)
 
     def parts(self) -> Sequence[GrowingBuffer | TiledBuffer]:
         return (self.codes, self.parameters, self.balances)
@@ -168,7 +169,7 @@ class TokenQuantizedRows(QuantizedRows):
     def compiled(self, shared: int = 0) -> list[StoredRows] | None:
         balance = _with_heads(self.balances.view(), 4) if len(self.balances) else None
         groups, parameters = len(groups_of(self.dimension, self.group)), self.parameters.stored
-        own = None if parameters is None else _with_heads(parameters, 5)
+        own = None if parameters is None else _with_heads(parameters, 3)
         coded = self._coded(own, shared, balance=balance, channel_groups=groups)
         return None if coded is None else [coded]
 
@@ -201,7 +202,7 @@ class ChannelQuantizedRows(QuantizedRows):
     def nbytes_of(tokens: int, dimension: int, bits: int, group: int) -> int:
         """Bytes of `tokens` rows of one head right after `set`."""
         missing = -tokens % group
-        return tiled(missing % TILE + tokens) * packed_size(dimension, bits) + -(-tokens // group) * 4 * dimension
+        return (missing % TILE + tokens) * packed_size(dimension, bits) + -(-tokens // group) * 4 * dimension
 
     def parts(self) -> Sequence[GrowingBuffer | TiledBuffer | HalfRows]:
         return (self.codes, self.parameters, self.residual)

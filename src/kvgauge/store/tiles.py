@@ -1,35 +1,36 @@
 """Rows in tiles of a few tokens: what packed codes stand in, so that compiled kernels read them from first to last.
 
 Within a tile the tokens of one column stand side by side, and fill a vector register; tiles follow one another. A pass
-over a run of tokens is then one pass over memory, and a column of a few tokens is one load.
+over a run of tokens is then one pass over memory, and a column of a few tokens is one load. The last tile of a buffer
+without spare capacity has no more slots than it needs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from kvgauge.kernels.cpu.stored_rows import TILE
 from kvgauge.store.buffers import GROWTH_STEP
 
 
-def tiled(tokens: int) -> int:
-    """Tokens that have room in as few whole tiles as hold `tokens`."""
-    return -(-tokens // TILE) * TILE
-
-
 class TiledBuffer:
-    """Rows (…, tokens, width), kept as (…, tiles, width, `TILE`) with spare capacity.
+    """Rows (…, tokens, width), in storage with spare capacity.
 
     Args:
         step: tokens of capacity added when the storage is full.
+
+    Attributes:
+        stored: (…, slots · width): tiles (width, `TILE`), the last one (width, what is left).
+        slots: tokens that there is room for, `lead` included.
+        lead: slots of the first tile that stay empty.
     """
 
     def __init__(self, step: int = GROWTH_STEP) -> None:
         self.step = step
-        self.length = 0
-        self.lead = 0  # slots of the first tile that stay empty
+        self.length = self.lead = self.slots = self.width = 0
         self.stored: Tensor | None = None
         self._reserved = 0
 
@@ -40,53 +41,53 @@ class TiledBuffer:
     def reserve(self, tokens: int) -> None:
         """Capacity for `tokens` tokens in all, at the next append at the latest."""
         self._reserved = tokens
-        if self.stored is not None and self.lead + tokens > self._slots:
-            self._resize(self.lead + tokens)
+        if self.stored is not None and self.lead + tokens > self.slots:
+            self._resize(_whole(self.lead + tokens))
 
     def append(self, rows: Tensor) -> None:
         """Add rows (…, new tokens, width)."""
         new = rows.shape[-2]
         first = self.lead + self.length
         if self.stored is None:
-            slots = self.lead + max(new, self.step, self._reserved)
-            self.stored = rows.new_zeros(*rows.shape[:-2], tiled(slots) // TILE, rows.shape[-1], TILE)
-        elif first + new > self._slots:
-            self._resize(first + max(new, self.step))
+            self.width = rows.shape[-1]
+            self.slots = _whole(self.lead + max(new, self.step, self._reserved))
+            self.stored = rows.new_zeros(*rows.shape[:-2], self.slots * self.width)
+        elif first + new > self.slots or self.slots % TILE:
+            self._resize(_whole(first + max(new, self.step)))
         self.length += new
+        tiles, _ = self._tiles()
         begun = min(-first % TILE, new)  # of the tile that is not full yet
         whole = (new - begun) // TILE * TILE
         for start, stop in ((0, begun), (begun + whole, new)):
             if stop > start:
                 tile, slot = divmod(first + start, TILE)
-                self.stored[..., tile, :, slot : slot + stop - start].copy_(rows[..., start:stop, :].mT)
+                tiles[..., tile, :, slot : slot + stop - start].copy_(rows[..., start:stop, :].mT)
         if whole:
             tile = (first + begun) // TILE
-            tiles = rows[..., begun : begun + whole, :].unflatten(-2, (-1, TILE)).mT
-            self.stored[..., tile : tile + whole // TILE, :, :].copy_(tiles)
+            middle = rows[..., begun : begun + whole, :].unflatten(-2, (-1, TILE)).mT
+            tiles[..., tile : tile + whole // TILE, :, :].copy_(middle)
 
     def block(self, start: int, stop: int) -> Tensor:
         """A copy of the rows from `start` to `stop`, (…, stop − start, width)."""
-        tiles, skipped = self.tiles(start, stop)
-        return tiles.mT.flatten(-3, -2)[..., skipped : skipped + stop - start, :]
-
-    def tiles(self, start: int, stop: int) -> tuple[Tensor, int]:
-        """The tiles that hold the rows from `start` to `stop`, a view, and slots in front of the first of these."""
-        assert self.stored is not None
-        first, last = self.lead + start, self.lead + stop
-        return self.stored[..., first // TILE : -(-last // TILE), :, :], first % TILE
+        tiles, last = self._tiles()
+        first, end, whole = self.lead + start, self.lead + stop, tiles.shape[-3] * TILE
+        tile = min(first, whole) // TILE
+        rows = tiles[..., tile : -(-min(end, whole) // TILE), :, :].mT.flatten(-3, -2)
+        rows = rows if end <= whole else torch.cat([rows, last.mT], dim=-2)
+        return rows[..., first - tile * TILE : end - tile * TILE, :]
 
     def crop(self, tokens: int) -> None:
         """Keep the first `tokens` rows."""
         self.length = min(self.length, tokens)
 
     def trim(self) -> None:
-        """Give back tiles without a row."""
-        if self.stored is not None and self._slots > tiled(self.lead + self.length):
+        """Give back spare capacity."""
+        if self.stored is not None and self.slots > self.lead + self.length:
             self._resize(self.lead + self.length)
 
     def room(self) -> int:
         """Rows that `append` can add and `crop` take back without a trace."""
-        return 0 if self.stored is None else self._slots - self.lead - self.length
+        return 0 if self.stored is None or self.slots % TILE else self.slots - self.lead - self.length
 
     def map_batch(self, select: Callable[[Tensor], Tensor]) -> None:
         """Apply `select` to the storage: reorder, repeat or pick sequences of the batch."""
@@ -95,7 +96,7 @@ class TiledBuffer:
 
     def clear(self) -> None:
         """Free the storage."""
-        self.stored, self.length, self.lead = None, 0, 0
+        self.stored, self.length, self.lead, self.slots = None, 0, 0, 0
 
     def nbytes(self) -> int:
         """Bytes of the live storage, spare capacity included."""
@@ -104,15 +105,29 @@ class TiledBuffer:
     def __len__(self) -> int:
         return self.length
 
-    @property
-    def _slots(self) -> int:
+    def _tiles(self) -> tuple[Tensor, Tensor]:
+        """Views of the whole tiles (…, tiles, width, TILE), and of the last one (…, width, fewer)."""
         assert self.stored is not None
-        return self.stored.shape[-3] * TILE
+        whole, left = divmod(self.slots, TILE)
+        split = whole * TILE * self.width
+        tiles = self.stored[..., :split].unflatten(-1, (whole, self.width, TILE))
+        return tiles, self.stored[..., split:].unflatten(-1, (self.width, left))
 
     def _resize(self, slots: int) -> None:
         assert self.stored is not None
-        *outer, _, width, _ = self.stored.shape
-        kept = min(self.stored.shape[-3], tiled(slots) // TILE)
-        resized = self.stored.new_zeros(*outer, tiled(slots) // TILE, width, TILE)
-        resized[..., :kept, :, :] = self.stored[..., :kept, :, :]
-        self.stored = resized
+        before, last = self._tiles()
+        left = self.slots - before.shape[-3] * TILE
+        resized = self.stored.new_zeros(*self.stored.shape[:-1], slots * self.width)
+        self.stored, self.slots = resized, slots
+        tiles, shorter = self._tiles()
+        kept = min(before.shape[-3], tiles.shape[-3])
+        tiles[..., :kept, :, :] = before[..., :kept, :, :]
+        if kept < tiles.shape[-3]:
+            tiles[..., kept, :, :left] = last
+        elif kept < before.shape[-3]:
+            shorter.copy_(before[..., kept, :, : shorter.shape[-1]])
+
+
+def _whole(slots: int) -> int:
+    """In whole tiles."""
+    return -(-slots // TILE) * TILE

@@ -11,7 +11,6 @@
 #include "decode_attention.h"
 #include "narrow_product.h"
 #include "segment_mix.h"
-#include "stored_attention.h"
 
 extern "C" {
 
@@ -34,16 +33,6 @@ int kvgauge_attend(const float* query, const void* keys, const void* values, con
   a.softcap = softcap, a.sinks = sinks;
   const int group = static_cast<int>(sizes[2]);
   return half ? attend_group<uint16_t>(a, group) : attend_group<float>(a, group);
-}
-
-// The same for tokens in the forms in which they are stored; see StoredAttention and Run for the shapes. `sizes`: sequences,
-// heads, group, query_dim, output_dim, runs, and the stride of the sequences of the mask or the counts; `words`: the runs.
-void kvgauge_attend_stored(const float* query, const uint8_t* mask, const int32_t* counts, float* output, float* lse,
-                           const int64_t* sizes, const int64_t* words, float scaling, float softcap, int threads) {
-  const StoredAttention a = {query,    output,   lse,      mask,     counts,  sizes[0], sizes[1],
-                             sizes[2], sizes[3], sizes[4], sizes[6], scaling, softcap,  threads};
-  std::vector<Run> runs = runs_of(words, sizes[5]);
-  attend_stored(a, runs);
 }
 
 // out (pairs, count, outs) = rows (pairs, count, in) · matrices (heads, in, outs), pair by pair; `half`: the matrices are

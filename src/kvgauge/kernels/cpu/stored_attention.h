@@ -20,7 +20,7 @@ struct Run {
   const Stored *asking;     // (heads, query_dim) rows of rank_k numbers: keys are asked with query · rows; null: as they are
   const Stored *expansion;  // (heads, output_dim) rows of rank_v numbers: sums become sum · rowsᵀ; null: they stay
   int64_t tokens, first;    // of the run, and in front of it
-  int64_t rank_k, rank_v, blocks, pairs, queries;  // blocks of tokens of a pair; pairs that have rows; queries of a pair
+  int64_t rank_k, rank_v, block, blocks, pairs, queries;  // tokens of a block; blocks of a pair; pairs with rows; their queries
   int64_t asked, parts, part;  // where its asked queries and its blocks' results begin, numbers of a result
 };
 
@@ -34,19 +34,23 @@ struct StoredAttention {
   int threads;
 };
 
-constexpr int64_t LONG_BLOCK = 1024, BRIEF_BLOCK = 256;  // tokens of a task where there are tasks enough, and where not
+// Tokens of a task: as many as leave the weights of its queries in a core's first cache, fewer where tasks are few.
+constexpr int64_t LONG_BLOCK = 1024, MIDDLE_BLOCK = 512, BRIEF_BLOCK = 256;
 constexpr int64_t TASKS_ENOUGH = 16;
+
+inline int64_t block_of(int64_t queries) { return queries <= 4 ? LONG_BLOCK : MIDDLE_BLOCK; }
 
 inline int64_t padded_row(int64_t count) { return (count + TILE - 1) / TILE * TILE + 2 * TILE; }
 
 // Room for rows of so many numbers each, with a tile of slack on both sides.
 struct Slack {
-  std::vector<float> numbers;
+  Scratch numbers;
   int64_t stride = 0;
   float* rows(int64_t count, int64_t width) {
     stride = padded_row(width);
-    numbers.assign(count * stride, 0.f);
-    return numbers.data() + TILE;
+    float* all = numbers.of(count * stride);
+    std::fill(all, all + count * stride, 0.f);
+    return all + TILE;
   }
 };
 
@@ -158,18 +162,21 @@ struct Task {
 
 inline void attend_stored(const StoredAttention& a, std::vector<Run>& runs) {
   const int64_t pairs = a.sequences * a.heads;
-  int64_t block = LONG_BLOCK, tasks_long = 0, asked = 0, parts = 0, bytes = 0, widest = 0;
-  for (const Run& run : runs)
-    tasks_long += (run.shared ? a.sequences : pairs) * ((run.tokens + LONG_BLOCK - 1) / LONG_BLOCK);
-  if (tasks_long < TASKS_ENOUGH) block = BRIEF_BLOCK;
+  int64_t most_tasks = 0, asked = 0, parts = 0, bytes = 0, room = 0;
+  for (Run& run : runs) {
+    run.pairs = run.shared ? a.sequences : pairs, run.queries = run.shared ? a.heads * a.group : a.group;
+    run.block = block_of(run.queries);
+    most_tasks += run.pairs * ((run.tokens + run.block - 1) / run.block);
+  }
   std::vector<Task> tasks;
   for (size_t i = 0; i < runs.size(); ++i) {
     Run& run = runs[i];
-    run.pairs = run.shared ? a.sequences : pairs, run.queries = run.shared ? a.heads * a.group : a.group;
-    run.blocks = (run.tokens + block - 1) / block, run.part = run.queries * (run.rank_v + 2);
+    if (most_tasks < TASKS_ENOUGH) run.block = BRIEF_BLOCK;
+    run.blocks = (run.tokens + run.block - 1) / run.block, run.part = run.queries * (run.rank_v + 2);
     run.asked = asked, run.parts = parts;
     asked += pairs * a.group * run.rank_k, parts += run.pairs * run.blocks * run.part;
-    bytes += run.pairs * run.tokens * (run.rank_k + run.rank_v), widest = std::max(widest, run.queries);
+    bytes += run.pairs * run.tokens * (run.rank_k + run.rank_v);
+    room = std::max(room, run.queries * padded_row(run.block));
     for (int64_t pair = 0; pair < run.pairs; ++pair)
       for (int64_t b = 0; b < run.blocks; ++b) tasks.push_back({int64_t(i), pair, b});
   }
@@ -177,14 +184,15 @@ inline void attend_stored(const StoredAttention& a, std::vector<Run>& runs) {
   const auto next_keys = [&](const Task& task) {
     const Run& run = runs[task.run];
     const int64_t sequence = run.shared ? task.pair : task.pair / a.heads, head = run.shared ? 0 : task.pair % a.heads;
-    return ahead_of(run.keys[0], sequence, head, task.block * block,
-                    std::min({run.tokens, (task.block + 1) * block, run.keys[0].tokens}));
+    return ahead_of(run.keys[0], sequence, head, task.block * run.block,
+                    std::min((task.block + 1) * run.block, run.keys[0].tokens));
   };
 #pragma omp parallel num_threads(a.threads) if (bytes > ALONE_BYTES)
   {
-    Scratch scratch;
+    Scratch scratch, score_room;
     Slack slack;
-    std::vector<float> scores(widest * padded_row(block)), mixed;
+    std::vector<float> mixed;
+    float* scores = score_room.of(room);
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < int64_t(runs.size()) * pairs; ++i) {
       const Run& run = runs[i / pairs];
@@ -194,10 +202,10 @@ inline void attend_stored(const StoredAttention& a, std::vector<Run>& runs) {
     for (int64_t i = 0; i < int64_t(tasks.size()); ++i) {
       const Task& task = tasks[i];
       const Run& run = runs[task.run];
-      const int64_t start = task.block * block, stop = std::min(start + block, run.tokens);
+      const int64_t start = task.block * run.block, stop = std::min(start + run.block, run.tokens);
       attend_rows(a, run, task.pair, start, stop, i + 1 < int64_t(tasks.size()) ? next_keys(tasks[i + 1]) : Ahead{},
-                  queries.data() + run.asked + task.pair * run.queries * run.rank_k, scores.data() + TILE,
-                  padded_row(block), results.data() + run.parts + (task.pair * run.blocks + task.block) * run.part, scratch);
+                  queries.data() + run.asked + task.pair * run.queries * run.rank_k, scores + TILE,
+                  padded_row(run.block), results.data() + run.parts + (task.pair * run.blocks + task.block) * run.part, scratch);
     }
 #pragma omp for schedule(static)
     for (int64_t pair = 0; pair < pairs; ++pair) join_runs(a, runs, pair, results.data(), scratch, slack, mixed);

@@ -15,11 +15,15 @@ constexpr int TILE = 16;                // tokens of a tile: those of one column
 constexpr int PIECES = TILE / LANES;    // vectors of a tile's column
 constexpr bool WIDE = LANES == 16;      // and twice as many registers
 
+// Loops of a few turns, known when this is compiled: their sums stay in registers only where all turns are written out.
+#define UNROLLED _Pragma("GCC unroll 32")
+
 enum Kind : int64_t { FLOAT, BFLOAT16, FLOAT16, TOKEN_CODES, CHANNEL_CODES };
 
 // Rows of all sequences and heads. Plain ones stand (sequences, heads, tokens, dim); codes (sequences, heads, tiles,
 // packed dim, TILE), with float16 scales and minima of groups of channels of every token (…, tiles, 2 · groups, TILE), or of
-// every channel in a group of tokens (…, groups, 2 · dim). The words that Python hands over, in its order.
+// every channel in a group of tokens (…, groups, 2 · dim). The last tile may have fewer slots than TILE, the codes and the
+// parameters of tokens alike. The words that Python hands over, in its order.
 struct Stored {
   int64_t kind;
   int64_t numbers, parameters;    // addresses
@@ -29,6 +33,7 @@ struct Stored {
   int64_t lead;                   // slots of the first tile without a token
   int64_t group;                  // CHANNEL_CODES: tokens of a group, whole tiles. TOKEN_CODES: groups of a token
   int64_t missing;                // CHANNEL_CODES: tokens that the first group is short of; the lead is what tiles leave of it
+  int64_t slots;                  // of all tiles; groups of tokens end with whole ones
   int64_t row_stride;             // of plain rows, in numbers
   int64_t number_strides[2], parameter_strides[2], balance_strides[2];  // of sequences and heads, in numbers
   int64_t head_rows;              // rows of one head where all heads share these: then head h has those from h · head_rows on
@@ -53,6 +58,10 @@ struct Located {
                               head * s.balance_strides[1]
                         : nullptr;
   }
+
+  // One tile, unfolded to all its slots.
+  Located(const Stored& s, const Located& from, const uint8_t* codes, const Half* of_tokens)
+      : of(s), numbers(codes), parameters(of_tokens), balance(from.balance), table(from.table), first(0) {}
 
   int64_t row_bytes() const { return of.bits == 3 ? (of.dim + 7) / 8 * 3 : (of.dim * of.bits + 7) / 8; }
   int64_t tile_bytes() const { return row_bytes() * TILE; }
@@ -93,12 +102,6 @@ inline void in_turns(int64_t count, Run&& run) {
         continue;
       }
     }
-    if constexpr (MOST >= 8) {
-      if (left >= 8) {
-        turn(std::integral_constant<int, 8>{});
-        continue;
-      }
-    }
     if constexpr (MOST >= 4) {
       if (left >= 4) {
         turn(std::integral_constant<int, 4>{});
@@ -134,14 +137,14 @@ void dot_plain(const T* rows, int64_t row_stride, int64_t count, int64_t dim, co
     int64_t c = 0;
     for (; c + LANES <= dim; c += LANES) {
       Vector read[S];
-      for (int u = 0; u < S; ++u) read[u] = numbers(rows + (t + u) * row_stride + c);
-      for (int q = 0; q < Q; ++q) {
+      UNROLLED for (int u = 0; u < S; ++u) read[u] = numbers(rows + (t + u) * row_stride + c);
+      UNROLLED for (int q = 0; q < Q; ++q) {
         const Vector own = numbers(asked + q * stride + c);
-        for (int u = 0; u < S; ++u) sums[u][q] += own * read[u];
+        UNROLLED for (int u = 0; u < S; ++u) sums[u][q] += own * read[u];
       }
     }
-    for (int u = 0; u < S; ++u)
-      for (int q = 0; q < Q; ++q) {
+    UNROLLED for (int u = 0; u < S; ++u)
+      UNROLLED for (int q = 0; q < Q; ++q) {
         float sum = folded(sums[u][q]);
         for (int64_t rest = c; rest < dim; ++rest)
           sum += asked[q * stride + rest] * number(rows[(t + u) * row_stride + rest]);
@@ -164,14 +167,14 @@ void mix_plain(const T* rows, int64_t row_stride, int64_t count, int64_t dim, co
     Vector sums[S][Q] = {};
     for (int64_t t = 0; t < count; ++t) {
       Vector read[S];
-      for (int v = 0; v < S; ++v) read[v] = numbers(rows + t * row_stride + c + v * LANES);
-      for (int q = 0; q < Q; ++q) {
+      UNROLLED for (int v = 0; v < S; ++v) read[v] = numbers(rows + t * row_stride + c + v * LANES);
+      UNROLLED for (int q = 0; q < Q; ++q) {
         const float weight = weights[q * weight_stride + t];
-        for (int v = 0; v < S; ++v) sums[v][q] += weight * read[v];
+        UNROLLED for (int v = 0; v < S; ++v) sums[v][q] += weight * read[v];
       }
     }
-    for (int v = 0; v < S; ++v)
-      for (int q = 0; q < Q; ++q) {
+    UNROLLED for (int v = 0; v < S; ++v)
+      UNROLLED for (int q = 0; q < Q; ++q) {
         float* own = out + q * out_stride + c + v * LANES;
         store(own, numbers(own) + sums[v][q]);
       }
@@ -180,7 +183,7 @@ void mix_plain(const T* rows, int64_t row_stride, int64_t count, int64_t dim, co
   while (c + V * LANES <= dim) run(std::integral_constant<int, V>{});
   while (c + LANES <= dim) run(std::integral_constant<int, 1>{});
   for (; c < dim; ++c)
-    for (int q = 0; q < Q; ++q) {
+    UNROLLED for (int q = 0; q < Q; ++q) {
       float sum = 0.f;
       for (int64_t t = 0; t < count; ++t) sum += weights[q * weight_stride + t] * number(rows[t * row_stride + c]);
       out[q * out_stride + c] += sum;
@@ -195,23 +198,23 @@ template <int Q, int BITS, int V, bool SCALED>
 inline void dot_tiles(const uint8_t* codes, int64_t tile_bytes, int64_t runs, const float* asked, int64_t stride,
                       const float* scale, const float* minimum, const float* table, Ahead& ahead, Vector (&sums)[V][Q]) {
   using P = Packing<BITS>;
-  for (int v = 0; v < V; ++v)
-    for (int q = 0; q < Q; ++q) sums[v][q] = Vector{};
+  UNROLLED for (int v = 0; v < V; ++v)
+    UNROLLED for (int q = 0; q < Q; ++q) sums[v][q] = Vector{};
   for (int64_t run = 0; run < runs; ++run) {
     Words words[V];
-    for (int v = 0; v < V; ++v)
+    UNROLLED for (int v = 0; v < V; ++v)
       words[v] = word<BITS>(codes + v / PIECES * tile_bytes + run * P::BYTES * TILE + v % PIECES * LANES, TILE);
     ahead.step();
-    for (int i = 0; i < P::CHANNELS; ++i) {
+    UNROLLED for (int i = 0; i < P::CHANNELS; ++i) {
       const int64_t c = run * P::CHANNELS + i;
       Vector read[V];
-      for (int v = 0; v < V; ++v) {
+      UNROLLED for (int v = 0; v < V; ++v) {
         read[v] = level<BITS>(words[v], i, table);
         if (SCALED) read[v] = read[v] * scale[c] + minimum[c];
       }
-      for (int q = 0; q < Q; ++q) {
+      UNROLLED for (int q = 0; q < Q; ++q) {
         const float own = asked[q * stride + c];
-        for (int v = 0; v < V; ++v) sums[v][q] += own * read[v];
+        UNROLLED for (int v = 0; v < V; ++v) sums[v][q] += own * read[v];
       }
     }
   }
@@ -228,8 +231,11 @@ inline void dot_run(const Located& rows, int64_t tile, int64_t end, int64_t firs
     Vector sums[S * PIECES][Q];
     dot_tiles<Q, BITS, S * PIECES, SCALED>(rows.codes(tile) + first_run * Packing<BITS>::BYTES * TILE, tile_bytes, runs,
                                            asked, stride, scale, minimum, rows.table, ahead, sums);
+    float kept[S * PIECES][Q][LANES];  // registers cannot be counted through
+    UNROLLED for (int v = 0; v < S * PIECES; ++v)
+      UNROLLED for (int q = 0; q < Q; ++q) store(kept[v][q], sums[v][q]);
     for (int v = 0; v < S * PIECES; ++v)
-      for (int q = 0; q < Q; ++q) put(tile + v / PIECES, v % PIECES, q, sums[v][q]);
+      for (int q = 0; q < Q; ++q) put(tile + v / PIECES, v % PIECES, q, numbers(kept[v][q]));
     tile += S;
   };
   while (tile + MANY <= end) some(std::integral_constant<int, MANY>{});
@@ -244,16 +250,16 @@ inline void mix_tiles(const uint8_t* codes, int64_t tile_bytes, int64_t tiles, c
   using P = Packing<BITS>;
   for (int64_t tile = 0; tile < tiles; ++tile, codes += tile_bytes, weights += TILE) {
     ahead.step();
-    for (int piece = 0; piece < PIECES; ++piece) {
+    UNROLLED for (int piece = 0; piece < PIECES; ++piece) {
       Vector weight[Q];
-      for (int q = 0; q < Q; ++q) weight[q] = numbers(weights + q * weight_stride + piece * LANES);
-      for (int u = 0; u < U; ++u) {
+      UNROLLED for (int q = 0; q < Q; ++q) weight[q] = numbers(weights + q * weight_stride + piece * LANES);
+      UNROLLED for (int u = 0; u < U; ++u) {
         const Words words = word<BITS>(codes + u * P::BYTES * TILE + piece * LANES, TILE);
-        for (int i = 0; i < P::CHANNELS; ++i) {
+        UNROLLED for (int i = 0; i < P::CHANNELS; ++i) {
           const int c = u * P::CHANNELS + i;
           Vector read = level<BITS>(words, i, table);
           if (SCALED) read = read * scale[c] + minimum[c];
-          for (int q = 0; q < Q; ++q) sums[c][q] += weight[q] * read;
+          UNROLLED for (int q = 0; q < Q; ++q) sums[c][q] += weight[q] * read;
         }
       }
     }
@@ -267,12 +273,25 @@ constexpr int runs_at_once(int queries, int channels) {
 
 constexpr int most_mixed(int bits) { return bits >= 4 ? (WIDE ? 9 : 4) : bits == 2 ? (WIDE ? 4 : 2) : (WIDE ? 3 : 1); }
 
-// What a product needs for a while.
+// Rows of `width` numbers as rows of TILE.
+template <typename T>
+inline void unfold(const T* from, int64_t rows, int64_t width, T* to) {
+  for (int64_t r = 0; r < rows; ++r, from += width, to += TILE) {
+    std::copy(from, from + width, to);
+    std::fill(to + width, to + TILE, T{});
+  }
+}
+
+// Numbers for a while, from the start of a cache line on: a vector that lies in two takes two reads.
 struct Scratch {
+  static constexpr size_t LINE = 64;
   std::vector<float> numbers;
+  std::vector<uint8_t> last_codes;      // of a last tile that has fewer slots
+  std::vector<Half> last_parameters;
   float* of(size_t count) {
-    if (numbers.size() < count) numbers.resize(count);
-    return numbers.data();
+    if (numbers.size() < count + LINE / sizeof(float)) numbers.resize(count + LINE / sizeof(float));
+    const size_t past = reinterpret_cast<uintptr_t>(numbers.data()) % LINE;
+    return numbers.data() + (past ? (LINE - past) / sizeof(float) : 0);
   }
 };
 
@@ -300,7 +319,7 @@ void dot_codes(const Located& rows, int64_t from, int64_t to, const float* asked
   float* own = scratch.of((Q + 2) * (padded + LANES));
   if (s.kind == CHANNEL_CODES) {
     float *scale = own + Q * padded, *minimum = scale + padded;
-    for (int q = 0; q < Q; ++q) {
+    UNROLLED for (int q = 0; q < Q; ++q) {
       std::copy(asked + q * stride, asked + q * stride + dim, own + q * padded);
       std::fill(own + q * padded + dim, own + (q + 1) * padded, 0.f);
     }
@@ -320,7 +339,7 @@ void dot_codes(const Located& rows, int64_t from, int64_t to, const float* asked
     const int64_t run = low / P::CHANNELS, runs = (high + P::CHANNELS - 1) / P::CHANNELS - run, base = run * P::CHANNELS;
     const int64_t width = runs * P::CHANNELS;
     float total[Q];
-    for (int q = 0; q < Q; ++q) {
+    UNROLLED for (int q = 0; q < Q; ++q) {
       total[q] = 0.f;
       for (int64_t c = 0; c < width; ++c) {
         const int64_t channel = base + c;
@@ -371,8 +390,11 @@ void mix_codes(const Located& rows, int64_t from, int64_t to, const float* weigh
                                     sums);
         t = stop;
       }
+      float kept[U * P::CHANNELS][Q][LANES];
+      UNROLLED for (int c = 0; c < U * P::CHANNELS; ++c)
+        UNROLLED for (int q = 0; q < Q; ++q) store(kept[c][q], sums[c][q]);
       for (int64_t c = 0; c < U * P::CHANNELS && base + c < dim; ++c)
-        for (int q = 0; q < Q; ++q) out[q * out_stride + base + c] += folded(sums[c][q]);
+        for (int q = 0; q < Q; ++q) out[q * out_stride + base + c] += folded(numbers(kept[c][q]));
       run += U;
     };
     constexpr int MANY = runs_at_once(Q, P::CHANNELS);
@@ -387,18 +409,18 @@ void mix_codes(const Located& rows, int64_t from, int64_t to, const float* weigh
     const int64_t low = dim * k / groups, high = dim * (k + 1) / groups;
     Vector minima[Q] = {};
     for (int64_t t = tile; t < end; ++t)
-      for (int piece = 0; piece < PIECES; ++piece) {
+      UNROLLED for (int piece = 0; piece < PIECES; ++piece) {
         const Half* parameters = rows.parameters + (t * 2 * groups + k) * TILE + piece * LANES;
         const Vector scale = numbers(parameters), minimum = numbers(parameters + groups * TILE);
         const int64_t at = (t - tile) * TILE + piece * LANES;
-        for (int q = 0; q < Q; ++q) {
+        UNROLLED for (int q = 0; q < Q; ++q) {
           const Vector weight = numbers(weights + q * weight_stride + at);
           store(own + q * width + at, weight * scale);
           minima[q] += weight * minimum;
         }
       }
     float total[Q];
-    for (int q = 0; q < Q; ++q) total[q] = folded(minima[q]);
+    UNROLLED for (int q = 0; q < Q; ++q) total[q] = folded(minima[q]);
     int64_t run = low / P::CHANNELS;
     const auto some = [&](auto several) {
       constexpr int U = decltype(several)::value;
@@ -406,9 +428,13 @@ void mix_codes(const Located& rows, int64_t from, int64_t to, const float* weigh
       const int64_t base = run * P::CHANNELS;
       mix_tiles<Q, BITS, U, false>(rows.codes(tile) + run * P::BYTES * TILE, tile_bytes, end - tile, own, width, nullptr,
                                    nullptr, rows.table, ahead, sums);
-      for (int64_t c = std::max(low, base); c < std::min<int64_t>(high, base + U * P::CHANNELS); ++c) {
-        const float factor = rows.balance ? number(rows.balance[c]) : 1.f;
-        for (int q = 0; q < Q; ++q) out[q * out_stride + c] += factor * (folded(sums[c - base][q]) + total[q]);
+      float kept[U * P::CHANNELS][Q][LANES];
+      UNROLLED for (int c = 0; c < U * P::CHANNELS; ++c)
+        UNROLLED for (int q = 0; q < Q; ++q) store(kept[c][q], sums[c][q]);
+      for (int64_t channel = std::max(low, base); channel < std::min<int64_t>(high, base + U * P::CHANNELS); ++channel) {
+        const float factor = rows.balance ? number(rows.balance[channel]) : 1.f;
+        for (int q = 0; q < Q; ++q)
+          out[q * out_stride + channel] += factor * (folded(numbers(kept[channel - base][q])) + total[q]);
       }
       run += U;
     };
@@ -438,6 +464,23 @@ inline void by_kind(const Located& rows, Plain&& plain, Codes&& codes) {
   }
 }
 
+// Over the whole tiles among the rows of a token from `from` to `to`, and the last one: use(rows, from, to, how many before).
+template <typename Use>
+inline void over_tiles(const Located& rows, int64_t from, int64_t to, Scratch& scratch, Use&& use) {
+  const Stored& s = rows.of;
+  const int64_t whole = s.slots / TILE * TILE, end = std::min(to, whole - s.lead);
+  if (from < end) use(rows, from, end, 0);
+  if (to <= end) return;
+  const int64_t start = std::max(from, end), bytes = rows.row_bytes(), width = s.slots - whole;
+  scratch.last_codes.resize(bytes * TILE);
+  scratch.last_parameters.resize(2 * s.group * TILE);
+  unfold(rows.codes(whole / TILE), bytes, width, scratch.last_codes.data());
+  unfold(rows.parameters + 2 * s.group * whole, 2 * s.group, width, scratch.last_parameters.data());
+  Stored last = s;
+  last.lead = 0;
+  use(Located(last, rows, scratch.last_codes.data(), scratch.last_parameters.data()), start - end, to - end, start - from);
+}
+
 // scores (queries, to − from) = asked (queries, dim) · rowsᵀ. Up to TILE numbers before and behind the scores are touched.
 inline void dot(const Located& rows, int64_t from, int64_t to, int64_t queries, const float* asked, int64_t stride,
                 float* scores, int64_t score_stride, Scratch& scratch, Ahead& ahead) {
@@ -451,10 +494,14 @@ inline void dot(const Located& rows, int64_t from, int64_t to, int64_t queries, 
         });
       },
       [&](auto bits) {
-        in_turns<WIDE ? 9 : 4>(queries, [&](auto several, int64_t q) {
-          dot_codes<decltype(several)::value, decltype(bits)::value>(rows, rows.first + from, rows.first + to, asked + q * stride, stride,
-                                   scores + q * score_stride, score_stride, scratch, ahead);
-        });
+        over_tiles(rows, rows.first + from, rows.first + to, scratch,
+                   [&](const Located& tiles, int64_t start, int64_t stop, int64_t before) {
+                     in_turns<WIDE ? 9 : 4>(queries, [&](auto several, int64_t q) {
+                       dot_codes<decltype(several)::value, decltype(bits)::value>(
+                           tiles, start, stop, asked + q * stride, stride, scores + q * score_stride + before,
+                           score_stride, scratch, ahead);
+                     });
+                   });
       });
 }
 
@@ -471,10 +518,14 @@ inline void mix(const Located& rows, int64_t from, int64_t to, int64_t queries, 
         });
       },
       [&](auto bits) {
-        in_turns<most_mixed(decltype(bits)::value)>(queries, [&](auto several, int64_t q) {
-          mix_codes<decltype(several)::value, decltype(bits)::value>(rows, rows.first + from, rows.first + to, weights + q * weight_stride, weight_stride,
-                                   out + q * out_stride, out_stride, scratch, ahead);
-        });
+        over_tiles(rows, rows.first + from, rows.first + to, scratch,
+                   [&](const Located& tiles, int64_t start, int64_t stop, int64_t before) {
+                     in_turns<most_mixed(decltype(bits)::value)>(queries, [&](auto several, int64_t q) {
+                       mix_codes<decltype(several)::value, decltype(bits)::value>(
+                           tiles, start, stop, weights + q * weight_stride + before, weight_stride, out + q * out_stride,
+                           out_stride, scratch, ahead);
+                     });
+                   });
       });
 }
 

@@ -43,7 +43,7 @@ def plain_rows(rows: Tensor, *, shared: int = 0) -> StoredRows | None:
         return None
     tokens, dim = rows.shape[2:]
     row, strides = rows.stride(2), _head_strides(rows)
-    words = (kind, rows.data_ptr(), 0, 0, 0, tokens, dim, 0, 0, 0, 0, row, *strides, 0, 0, 0, 0, shared)
+    words = (kind, rows.data_ptr(), 0, 0, 0, tokens, dim, 0, 0, 0, 0, 0, row, *strides, 0, 0, 0, 0, shared)
     return StoredRows(words, tokens, dim)
 
 
@@ -51,6 +51,7 @@ def coded_rows(
     codes: Tensor,
     parameters: Tensor,
     *,
+    slots: int,
     tokens: int,
     dim: int,
     bits: int,
@@ -65,9 +66,10 @@ def coded_rows(
     """Rows in packed codes; None where the kernels cannot read them.
 
     Args:
-        codes: (batch or 1, heads or 1, tiles, packed dimension, `TILE`) uint8, see `kvgauge.store.tiles`.
-        parameters: float16 scales and minima: (batch, heads or 1, tiles, 2 · groups, `TILE`) of every token, or
+        codes: (batch or 1, heads or 1, slots · packed dimension) uint8 in tiles, see `kvgauge.store.tiles`.
+        parameters: float16 scales and minima: (batch, heads or 1, slots · 2 · groups) of every token, in tiles too, or
             (batch, heads or 1, groups, 2 · dim) of every group of tokens.
+        slots: tokens that there is room for.
         tokens, dim: of the rows.
         bits: of a code.
         levels: (16,) float32, what codes below 8 bits stand for, repeated where there are fewer.
@@ -96,6 +98,7 @@ def coded_rows(
         lead,
         channel_groups or token_group,
         missing,
+        slots,
         0,
         *_head_strides(codes),
         *_head_strides(parameters),

@@ -64,7 +64,7 @@ class SubspaceSegment(StoredTokens):
         return scores
 
     def stored_run(self) -> StoredRun | None:
-        """See `kvgauge.attend.attention.StoredTokens`; all queries of a layer ask one basis, where nothing is rebuilt."""
+        """See `kvgauge.attend.attention.StoredTokens`; all queries ask one basis, where no key is rebuilt."""
         if self.rotation is not None:
             return None
         bases = [space.basis.compiled() for space in (self.keys, self.values)]
