@@ -15,6 +15,8 @@ from kvgauge.kernels.cpu.counting_softmax import counting_softmax
 from kvgauge.kernels.cpu.decode_attention import decode_attention
 from kvgauge.kernels.cpu.library import library
 from kvgauge.kernels.cpu.narrow_product import narrow_product
+from kvgauge.kernels.cpu.stored_attention import StoredRun, stored_attention
+from kvgauge.store.quantized_rows import ChannelQuantizedRows, TokenQuantizedRows
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +94,15 @@ def test_narrower_vectors_give_the_same_numbers(instructions, dtype, monkeypatch
     scores = query.to(dtype).double() @ keys.to(dtype).double().mT * 0.2
     expected = scores.softmax(dim=-1) @ values.to(dtype).double()
     torch.testing.assert_close(attended[0].double(), expected, rtol=close, atol=close)
+    for bits in (8, 4, 3, 2):
+        stored = ChannelQuantizedRows(bits, 32), TokenQuantizedRows(bits, 8, balance=True)
+        for buffer, rows in zip(stored, (keys, values), strict=True):
+            buffer.set(rows.to(dtype))
+        packed = stored_attention(query.to(dtype), [StoredRun(*(rows.compiled() for rows in stored))], 20, 0.2)
+        scores = query.to(dtype).double() @ stored[0].dense().double().mT * 0.2
+        torch.testing.assert_close(
+            packed[0].double(), scores.softmax(dim=-1) @ stored[1].dense().double(), rtol=close, atol=close
+        )
     block, sums = torch.randn(2, 3, 3, 90).to(dtype), torch.zeros(2, 3, 90)
     weights = block.double().softmax(dim=-1)
     assert counting_softmax(block, sums, None, None, 1)
