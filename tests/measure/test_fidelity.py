@@ -96,3 +96,12 @@ def test_the_published_way_gives_the_same_product():
     A, B = stacked_pair(X, Y)
     pair = product_pair(X.T @ X, Y.T @ Y, balanced=False)
     torch.testing.assert_close(A[:, :3] @ B[:, :3].T, pair.A[:, :3] @ pair.B[:, :3].T, rtol=1e-7, atol=1e-9)
+
+
+def test_latents_have_no_errors_of_heads(tiny, tokens):
+    model, ids = tiny("tiny/deepseek_v2"), tokens(1, 40)
+    method = kvgauge.build_method("xkv", budget=0.8, group_size=2)
+    cache = fidelity.compress_context(model, method, None, ids[:, :30])
+    with pytest.raises(UserError, match=r"^latents \(MLA\) are no keys and values of heads"):
+        list(fidelity.cache_errors(model, cache, ids[:, :30]))
+    assert fidelity.model_fidelity(model, method, cache, ids[:, :30], ids[:, 30:]).kl >= 0

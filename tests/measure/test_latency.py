@@ -11,6 +11,7 @@ from transformers import DynamicCache
 import kvgauge
 from kvgauge import configuration
 from kvgauge.architecture.facts import model_facts
+from kvgauge.errors import UserError
 from kvgauge.measure.latency import (
     LatencyConfig,
     attention_seconds,
@@ -55,6 +56,24 @@ def test_rows_of_a_point(prefill: str, tiny, fit) -> None:
         assert static["ttft_over_static"] == 1.0
     assert dynamic["attention_s"] is None
     assert static["attention_s"] > 0
+
+
+@pytest.mark.parametrize("name", ["gemma3", "falcon_h1", "lfm2", "mistral-window"])
+def test_windows_and_states_count_as_transformers_has_them(name, attached) -> None:
+    model = attached(name)
+    full = model_facts(model).full_nbytes
+    rows = measure_point(model, baselines(model), LatencyConfig(**QUICK), 2, 80)
+    assert rows[0]["nbytes"] == 2 * full(80)
+    assert 2 * full(80) <= rows[1]["nbytes"] <= 2 * full(84)
+    with pytest.raises(UserError, match=r"has windows or states, which no random keys fill: use latency.prefill=real$"):
+        measure_point(model, baselines(model), LatencyConfig(prefill="synthetic", **QUICK), 2, 80)
+
+
+def test_only_a_table_of_positions_ends(attached) -> None:
+    config = LatencyConfig(**QUICK)
+    assert len(measure_point(attached("llama-dynamic"), baselines(attached("llama-dynamic")), config, 1, 600)) == 3
+    with pytest.raises(UserError, match="context with its decode steps of 2054 tokens is longer"):
+        measure_point(attached("gpt2"), baselines(attached("gpt2")), config, 1, 2050)
 
 
 def test_a_real_prefill_goes_chunk_by_chunk(tiny, fit) -> None:

@@ -212,6 +212,13 @@ def test_a_mistake_is_one_line_and_exit_code_2(root: Path) -> None:
     ]
 
 
+def test_a_method_that_does_not_serve_the_model_says_so_before_any_work(root: Path) -> None:
+    with pytest.raises(UserError, match=r"^kvpress/dms knows no threshold by itself"):
+        run(config(root, "method=kvpress/dms"))
+    assert not list((root / "answers").rglob("*.json"))
+    assert not list((root / "evaluate").glob("*"))
+
+
 def test_missing_prompts_name_the_command(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"`kvgauge prepare`"):
         run(config(tmp_path, "method=full"))

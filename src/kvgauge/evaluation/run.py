@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvgauge import artifacts, configuration, provenance
+from kvgauge.architecture.prompt_length import prompt_length
 from kvgauge.configuration import digest
 from kvgauge.contract.benchmark import Benchmark, as_benchmark
 from kvgauge.errors import UserError
@@ -34,6 +35,7 @@ from kvgauge.prompts.samples import Sample, read_samples
 from kvgauge.stage import EXIT_USER_ERROR, complete, stage_directory
 
 BASELINE = "full"
+ANY_LENGTH = 64  # tokens of a prompt, for models whose rotary frequencies depend on that
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,9 @@ def make_plan(
     baseline = None
     if cfg.baseline and all(cell.label != BASELINE for cell in panel):
         [baseline] = cells(cfg, model, tokenizer, [Setting(Full(), chosen[0].compress_at)], **more)
+    for cell in panel:
+        with prompt_length(model, ANY_LENGTH):
+            cell.method.new_cache(model, cell.fitted)  # refuses a model that it does not serve before any work is done
     encoder = Encoder(model, tokenizer, benchmark.chat, benchmark.overlong)
     units = make_units(samples, encoder, cfg.batch_size, cfg.turns)
     config = {

@@ -198,8 +198,11 @@ def cache_errors(model: PreTrainedModel, cache: KVCache, ids: Tensor) -> Iterato
     Six errors: what a cache does to the queries is part of its scores, not seen from outside.
 
     Raises:
-        UserError: the cache cannot (merged and evicted entries); it has KL and perplexity only.
+        UserError: the cache cannot (merged and evicted entries), or the model caches latents (MLA), which are no keys
+            and values of heads; it has KL and perplexity only.
     """
+    if model_facts(model).latent is not None:
+        raise UserError("latents (MLA) are no keys and values of heads, so that there are no errors of them")
     for seen in observe(model, ids):
         keys, values = cache.dense(seen.layer)
         tokens = seen.keys.shape[2]

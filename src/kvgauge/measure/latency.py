@@ -24,17 +24,20 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from kvgauge import configuration
-from kvgauge.architecture.facts import model_facts
+from kvgauge.architecture.facts import check_length, model_facts
+from kvgauge.architecture.kinds import own_cache
 from kvgauge.architecture.prompt_length import prompt_length
+from kvgauge.architecture.rotations import layer_rotations
 from kvgauge.contract.fitted import Fitted
 from kvgauge.contract.identity import config as config_of
 from kvgauge.contract.method import Method
 from kvgauge.errors import UserError, unknown
 from kvgauge.evaluation.decoding import PREFILL_CHUNK, prefill
 from kvgauge.kernels.cpu.decode_attention import applies
+from kvgauge.layers import others
 from kvgauge.layers.cache import KVCache
 from kvgauge.measure.bandwidth import copy_bandwidth, synchronize, utilisation, weight_nbytes
 from kvgauge.measure.memory import reset_peak, resident_nbytes
@@ -171,7 +174,7 @@ def baselines(model: PreTrainedModel) -> list[Contender]:
     states = torch.empty(1, 1, facts.head_dim, 1, dtype=model.dtype, device=model.device).mT
     compiled = facts.latent is None and applies(states.expand(1, 1, facts.num_key_value_groups, -1), states, states)
     return [
-        Contender(DYNAMIC, "dynamic", None, lambda tokens: DynamicCache(), compresses=False),
+        Contender(DYNAMIC, "dynamic", None, lambda tokens: own_cache(model.config), compresses=False),
         uncompressed(model),
         *([uncompressed(model, one_pass=True)] if compiled else []),
     ]
@@ -195,9 +198,10 @@ class Timings:
     Attributes:
         prefill, compress: seconds.
         steps: seconds of every timed decode step of a round.
-        attention: seconds that attention to the cache takes in a decode step, all layers.
+        attention: seconds that attention to the cache takes in a decode step, all layers that may be compressed.
         nbytes, fixed_nbytes: cached bytes right after compression, and bytes of projections.
         read_nbytes: cached bytes that a step in the middle of the decode steps reads.
+        others_nbytes: those of them that are in windows and states, which are left to transformers.
     """
 
     prefill: list[float] = field(default_factory=list)
@@ -207,6 +211,7 @@ class Timings:
     nbytes: int = 0
     fixed_nbytes: int = 0
     read_nbytes: int = 0
+    others_nbytes: int = 0
 
     def firsts(self) -> list[float]:
         """Seconds to the first token, a round each: prefill and compression; empty where the prefill was synthetic."""
@@ -248,7 +253,8 @@ def measure_point(
         uncompressed cache with the compiled kernel, None where there is none), ``ttft_over_static``.
 
     Raises:
-        UserError: ``prefill: synthetic`` with a method that needs more of a prefill than keys and values.
+        UserError: ``prefill: synthetic`` with a method, or a model, that needs more of a prefill than keys and values,
+            or a context beyond the positions of a model that has a table of them.
     """
     with prompt_length(model, context_length + config.all_steps):
         return _measured_point(model, contenders, config, batch, context_length, progress)
@@ -267,13 +273,17 @@ def _measured_point(
         if isinstance(cache, KVCache) and not cache.fillable:
             raise UserError(f"{one.cell} needs more of a prefill than keys and values: use latency.prefill=real")
     facts = model_facts(model)
+    if config.prefill == "synthetic" and facts.others_nbytes(context_length):
+        raise UserError(f"{facts.name} has windows or states, which no random keys fill: use latency.prefill=real")
+    if any(isinstance(rotation, str) for rotation in layer_rotations(model)):
+        check_length(model, context_length + config.all_steps, "a context with its decode steps")
     generator = torch.Generator().manual_seed(config.seed)
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (batch, context_length), generator=generator).to(model.device)
     source = None
     if config.prefill == "synthetic":
         source = random_states(facts, batch, context_length, generator, model.device)
-    prefill(model, ids[:, :16], DynamicCache())  # threads and lazily made tables
+    prefill(model, ids[:, :16], own_cache(model.config))  # threads and lazily made tables
     timings = [Timings() for _ in contenders]
     bandwidths = []
     for index in range(config.repeats):
@@ -327,6 +337,7 @@ def _time_once(
             steps.append(seconds)
         if index == config.warmup + config.decode_steps // 2:
             times.read_nbytes = cache.read_nbytes() if isinstance(cache, KVCache) else cache_nbytes(cache)
+            times.others_nbytes = sum(map(others.nbytes, cache.others())) if isinstance(cache, KVCache) else 0
     times.steps.append(steps)
     if isinstance(cache, KVCache):
         times.attention.append(attention_seconds(model, cache, batch))
@@ -343,8 +354,7 @@ def cache_nbytes(cache: Cache) -> int:
     """Live bytes of all sequences, of our caches and of transformers' own."""
     if isinstance(cache, KVCache):
         return cache.nbytes()
-    tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(map(others.nbytes, cache.layers))
 
 
 def attention_seconds(model: PreTrainedModel, cache: KVCache, batch: int, repeats: int = 5) -> float:
@@ -377,6 +387,7 @@ def _row(
     median = statistics.median(steps)
     firsts = times.firsts()
     read = times.read_nbytes + times.fixed_nbytes
+    attended = read - times.others_nbytes
     attention = statistics.median(times.attention) if times.attention else None
     return {
         "cell": one.cell,
@@ -391,7 +402,7 @@ def _row(
         "tpot_p95_s": float(np.quantile(steps, 0.95)),
         "tokens_per_s": batch / median,
         "attention_s": attention,
-        "attention_of_bound": None if attention is None else utilisation(read, attention, bandwidth),
+        "attention_of_bound": None if attention is None else utilisation(attended, attention, bandwidth),
         "nbytes": times.nbytes,
         "fixed_nbytes": times.fixed_nbytes,
         "weights_nbytes": weights_nbytes(model),
@@ -435,7 +446,7 @@ def run_alone(job: Mapping[str, Any]) -> dict[str, int]:
     generator = torch.Generator().manual_seed(config.seed)
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (job["batch"], job["context_length"]), generator=generator).to(model.device)
-    prefill(model, ids[:, :16], DynamicCache())
+    prefill(model, ids[:, :16], own_cache(model.config))
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
         before = torch.cuda.memory_allocated(model.device)
