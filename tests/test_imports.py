@@ -12,6 +12,7 @@ from kvgauge.fingerprint import imports, module_file, reached
 FLOORS = [
     "__main__",
     "testing",
+    "simulation",
     "lm_eval",
     "suite",
     "cli",

@@ -29,9 +29,11 @@ from kvgauge.contract.roles import Quantizer, lossless_of
 from kvgauge.errors import UserError
 from kvgauge.layers.cache import KVCache
 from kvgauge.measure.random_prompts import compressed_cache, random_tokens, relative_error
+from kvgauge.simulation.running import Run, run_on_cpu, run_on_devices
 from kvgauge.store.buffers import GROWTH_STEP
 
 CLOSE = 1e-4  # relative, of logits in float32 that took another way
+DEVICE_CLOSE = 1e-3  # the same of compiled kernels and torch, of factorisations that LAPACK makes in another way
 CONTEXT, QUESTION = 96, 11
 LONG = 512  # tokens of a context whose bytes are measured
 HOLDERS = ("kvgauge.", "transformers.cache_utils")  # whose objects hold what is cached
@@ -56,6 +58,7 @@ def check_method(method: Method, model: PreTrainedModel, fitted: Fitted | None =
     check_batches(method, model, fitted)
     check_padding(method, model, fitted)
     check_loops(method, model, fitted)
+    check_devices(method, model, fitted)
 
 
 def fit_on_random_tokens(method: Method, model: PreTrainedModel) -> Fitted | None:
@@ -216,3 +219,31 @@ def check_loops(method: Method, model: PreTrainedModel, fitted: Fitted | None = 
             assert "\n" not in str(refusal)
     cache.reset()
     assert cache.get_seq_length() == 0 and not cache.compressed
+
+
+def check_devices(method: Method, model: PreTrainedModel, fitted: Fitted | None = None) -> None:
+    """On simulated GPUs, one and two, with padding and without: the CPU's answers and bytes, no tensors of two devices.
+
+    A decode step may wait for a device once, and no more.
+
+    Raises:
+        AssertionError: another answer, other bytes, or more waiting.
+        MixedDevicesError: tensors of two devices met.
+    """
+    for padded in (False, True):
+        try:
+            expected = run_on_cpu(method, model, fitted, padded=padded)
+        except UserError:
+            continue  # what a method refuses, it refuses everywhere
+        for devices in (["cuda:0"], ["cuda:0", "cuda:1"]):
+            check_run(method.label, run_on_devices(method, model, fitted, devices, padded=padded), expected)
+
+
+def check_run(label: str, run: Run, expected: Run, close: float = DEVICE_CLOSE) -> None:
+    """A run on devices is the CPU's, to `close` of its logits."""
+    error = relative_error(run.logits, expected.logits)
+    assert error < close, f"{label} is off by {error:.1e} on devices"
+    assert run.nbytes == expected.nbytes, f"{label} holds {run.nbytes} bytes on devices, {expected.nbytes} on the CPU"
+    assert run.step is not None
+    waits = run.step.syncs
+    assert waits.total() <= 1, f"a decode step of {label} waits for the device at {', '.join(waits)}"

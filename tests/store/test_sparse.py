@@ -3,30 +3,37 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kvgauge.store.buffers import GROWTH_STEP
 from kvgauge.store.sparse import SparseRows, index_dtype
+
+BLOCK = 16
 
 
 def filled(batch=2, tokens=40, width=24, parts=(17, 1, 22), share=0.1):
     rows = torch.randn(batch, tokens, width).half().float()
     chosen = torch.rand(batch, tokens, width) < share
-    sparse = SparseRows(width, torch.float16)
+    sparse = SparseRows(width, torch.float16, BLOCK)
     for part, mask in zip(rows.split(parts, 1), chosen.split(parts, 1), strict=True):
         sparse.append(part, mask)
     return sparse, torch.where(chosen, rows, 0.0), chosen
 
 
 def dense(sparse, tokens, width=24, batch=2):
-    block = torch.zeros(batch, tokens, width)
-    sparse.write(block, 0, sparse.offsets())
-    return block
+    blocks = torch.zeros(batch, tokens, width).split(BLOCK, 1)
+    for index, block in enumerate(blocks):
+        sparse.write(block, index * BLOCK)
+    return torch.cat(blocks, dim=1)
 
 
-def test_entries_come_back_in_their_places():
-    sparse, expected, _ = filled()
-    assert torch.equal(dense(sparse, 40), expected)
-    block = torch.zeros(2, 9, 24)
-    sparse.write(block, 11, sparse.offsets())
-    assert torch.equal(block, expected[:, 11:20])
+@pytest.mark.parametrize("parts", [(17, 1, 22), (GROWTH_STEP + 3, 1, 5), (1,) * (GROWTH_STEP + 2), (100,)])
+def test_entries_come_back_in_their_places(parts):
+    sparse, expected, _ = filled(tokens=sum(parts), parts=parts)
+    assert torch.equal(dense(sparse, sum(parts)), expected)
+    sparse.trim()
+    assert torch.equal(dense(sparse, sum(parts)), expected)
+    block = torch.zeros(2, BLOCK, 24)
+    sparse.write(block, BLOCK)
+    assert torch.equal(block, expected[:, BLOCK : 2 * BLOCK])
 
 
 def test_bytes_are_those_of_counts_channels_and_entries():
@@ -35,8 +42,11 @@ def test_bytes_are_those_of_counts_channels_and_entries():
     assert sparse.nbytes() == 2 * 40 * 2 + int(chosen.sum()) * (2 + 2)
 
 
-def test_crop_then_append():
+@pytest.mark.parametrize("settled", [False, True])
+def test_crop_then_append(settled):
     sparse, expected, _ = filled()
+    if settled:
+        sparse.trim()
     sparse.crop(25)
     rows = torch.ones(2, 3, 24)
     sparse.append(rows, torch.ones_like(rows, dtype=torch.bool))

@@ -23,26 +23,29 @@ class PlaneRotation:
 
     def __init__(self, frequencies: Tensor) -> None:
         self.frequencies = frequencies.double()
-        self._fine: Tensor | None = None  # columns 0 … BLOCK − 1
-        self._coarse: Tensor | None = None  # multiples of BLOCK
+        self._placed: dict[torch.device, Tensor] = {}  # the frequencies on devices
+        # on every device whose layers it turns: columns 0 … BLOCK − 1, and multiples of BLOCK
+        self._fine: dict[torch.device, Tensor] = {}
+        self._coarse: dict[torch.device, Tensor] = {}
 
     def phases(self, columns: Tensor) -> Tensor:
         """``exp(i·column·θ)`` in complex64: (…, head_dim / 2) for integer columns (…)."""
         # float64 angles: at column 100,000 a float32 angle is off by 0.004 radians
-        angles = columns.unsqueeze(-1).double() * self.frequencies.to(columns.device)
+        frequencies = self._placed.setdefault(columns.device, self.frequencies.to(columns.device))
+        angles = columns.unsqueeze(-1).double() * frequencies
         return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
 
     def offsets(self, count: int, device: torch.device) -> Tensor:
         """Phases of the columns 0 … count − 1, count ≤ `BLOCK`: (count, head_dim / 2), from a table made once."""
-        if self._fine is None or self._fine.device != device:
-            self._fine = self.phases(torch.arange(BLOCK, device=device))
-        return self._fine[:count]
+        if device not in self._fine:
+            self._fine[device] = self.phases(torch.arange(BLOCK, device=device))
+        return self._fine[device][:count]
 
     def blocks(self, count: int, device: torch.device) -> Tensor:
         """Phases of the first columns of `count` blocks: (count, head_dim / 2), from a table that grows."""
-        if self._coarse is None or self._coarse.device != device or self._coarse.shape[0] < count:
-            self._coarse = self.phases(torch.arange(count, device=device) * BLOCK)
-        return self._coarse[:count]
+        if device not in self._coarse or self._coarse[device].shape[0] < count:
+            self._coarse[device] = self.phases(torch.arange(count, device=device) * BLOCK)
+        return self._coarse[device][:count]
 
     def looked_up(self, columns: Tensor, tokens: int) -> Tensor:
         """`phases` of columns 0 … tokens − 1 from the two tables: no cosine is computed."""
@@ -50,7 +53,7 @@ class PlaneRotation:
         return coarse[columns // BLOCK] * fine[columns % BLOCK]
 
     def nbytes(self) -> int:
-        return sum(table.nbytes for table in (self._fine, self._coarse) if table is not None)
+        return sum(table.nbytes for tables in (self._fine, self._coarse) for table in tables.values())
 
 
 def to_planes(states: Tensor) -> Tensor:

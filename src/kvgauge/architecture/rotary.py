@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kvgauge.architecture.facts import model_facts
+from kvgauge.architecture.facts import attention_device, model_facts
 from kvgauge.architecture.rotations import layer_rotation
 
 
@@ -38,9 +38,10 @@ class Rotary:
     def __init__(self, model: PreTrainedModel, layer: int | None = None, *, framed: bool = False) -> None:
         rotation = layer_rotation(model, layer)
         self.frame, self._framed = rotation.frame, framed
-        self.theta = rotation.theta.to(model.device, torch.float32)
-        scaling = rotation.scaling.to(model.device, torch.float32)
-        self._scaling = None if bool((scaling == 1).all()) else scaling
+        self.device = model.device if layer is None else attention_device(model, layer)
+        self.theta = rotation.theta.to(self.device, torch.float32)
+        plain = bool((rotation.scaling == 1).all())
+        self._scaling = None if plain else rotation.scaling.to(self.device, torch.float32)
 
     def angles(self, positions: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines for `positions` (batch, tokens), in the frame: two tensors (batch, 1, tokens, head_dim)."""
@@ -89,15 +90,22 @@ class Rotary:
 
 
 def layer_rotaries(model: PreTrainedModel) -> list[Rotary]:
-    """The rotary embeddings of the layers that may be compressed, framed; layers that do the same share one.
+    """The rotary embeddings of the layers that may be compressed, framed; those that do the same on a device share one.
 
     Raises:
         UserError: as `Rotary`.
     """
     found: list[Rotary] = []
     for layer in range(model_facts(model).num_layers):
-        rotation = layer_rotation(model, layer)
-        same = next((index for index in range(layer) if layer_rotation(model, index).same_as(rotation)), None)
+        rotation, device = layer_rotation(model, layer), attention_device(model, layer)
+        same = next(
+            (
+                index
+                for index in range(layer)
+                if found[index].device == device and layer_rotation(model, index).same_as(rotation)
+            ),
+            None,
+        )
         found.append(Rotary(model, layer, framed=True) if same is None else found[same])
     return found
 

@@ -70,6 +70,10 @@ class Mask(ABC):
     # -- what attention needs ------------------------------------------------------------------------------------
 
     @abstractmethod
+    def to(self, device: torch.device) -> Mask:
+        """The same on a device."""
+
+    @abstractmethod
     def whole(self, queries: int, entries: int, device: torch.device) -> TensorMask:
         """The same, spelt out for every query and entry."""
 
@@ -132,6 +136,9 @@ class Mask(ABC):
 class Causal(Mask):
     """Every query sees all entries up to its own, the last query all: from a single query nothing is hidden."""
 
+    def to(self, device: torch.device) -> Mask:
+        return self
+
     def whole(self, queries: int, entries: int, device: torch.device) -> TensorMask:
         return Seen(causal_mask(queries, entries, device))
 
@@ -188,6 +195,9 @@ class TensorMask(Mask):
     @property
     def by_head(self) -> bool:  # type: ignore[override]
         return self.tensor.shape[1] != 1
+
+    def to(self, device: torch.device) -> Self:
+        return self if self.tensor.device == device else type(self)(self.tensor.to(device))
 
     def whole(self, queries: int, entries: int, device: torch.device) -> TensorMask:
         return self

@@ -36,5 +36,9 @@ class Weighting:
         """The weights of some consecutive layers."""
         return Weighting(self.roots[layers.start : layers.stop], self.inverses[layers.start : layers.stop])
 
+    def to(self, device: torch.device) -> Weighting:
+        """The same on a device."""
+        return Weighting(self.roots.to(device), self.inverses.to(device))
+
     def nbytes(self) -> int:
         return sum(tensor.numel() * tensor.element_size() for tensor in (self.roots, self.inverses))

@@ -53,7 +53,7 @@ def prefill(
             return driven
     for part in ids.split(chunk, dim=1):
         total += part.shape[1]
-        extra = _padding(mask, total, part.shape[1])
+        extra = padding_arguments(mask, total, part.shape[1])
         logits = model(input_ids=part, past_key_values=cache, use_cache=True, logits_to_keep=1, **extra).logits[:, -1]
     if logits is None:
         raise ValueError("there are no tokens to prefill")
@@ -111,13 +111,19 @@ def greedy_batch(
             return answers
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(len(answers), 1)], dim=1)
-        extra = _padding(mask, cache.get_seq_length() + 1, 1)
+        extra = padding_arguments(mask, cache.get_seq_length() + 1, 1)
         # A sequence that has ended goes on with the others; nothing of it is kept.
         logits = model(input_ids=tokens[:, None], past_key_values=cache, use_cache=True, **extra).logits[:, -1]
 
 
-def _padding(mask: Tensor | None, total: int, queries: int) -> dict[str, Tensor]:
-    """What the model needs to know where rows are padded: who sees whom, and positions that do not count padding."""
+def padding_arguments(mask: Tensor | None, total: int, queries: int) -> dict[str, Tensor]:
+    """What the model needs to know where rows are padded: who sees whom, and positions that do not count padding.
+
+    Args:
+        mask: (batch, total or more), False on padding; None where nothing is padded.
+        total: tokens that are cached, and those that come.
+        queries: tokens that come.
+    """
     if mask is None:
         return {}
     seen = mask[:, :total]

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from transformers import PreTrainedModel
 from transformers.cache_utils import LinearAttentionLayer
 
-from kvgauge.architecture.facts import model_facts
+from kvgauge.architecture.facts import attention_device, model_facts
 from kvgauge.architecture.head_frame import HeadFrame
 from kvgauge.architecture.kinds import own_cache
 from kvgauge.architecture.rotations import layer_rotation
@@ -42,7 +42,9 @@ def placed(cache: AnyCache, model: PreTrainedModel, *, turning: bool = False) ->
         )
     frames: list[HeadFrame | None] = [None] * facts.num_layers
     if turning and facts.latent is None:
-        found = [layer_rotation(model, layer).frame.to(model.device) for layer in range(facts.num_layers)]
+        found = [
+            layer_rotation(model, layer).frame.to(attention_device(model, layer)) for layer in range(facts.num_layers)
+        ]
         frames = [None if frame.identity else frame for frame in found]
     plain = len(facts.layers) == facts.num_layers and all(frame is None for frame in frames)
     if plain and not any(layer.readers or layer.state_nbytes for layer in facts.layers):

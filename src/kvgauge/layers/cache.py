@@ -122,8 +122,15 @@ class LayerCache(CacheLayerMixin):
 
     @property
     def valid(self) -> Tensor | None:
-        """(batch, tokens), False on padding; None where there is none, or nobody knows."""
-        return None if self.cache is None else self.cache.valid
+        """(batch, tokens), False on padding, at `home`; None where there is none, or nobody knows."""
+        known = None if self.cache is None else self.cache.valid
+        return None if known is None else known.to(self.home)
+
+    @property
+    def home(self) -> torch.device:
+        """Where the compressed tokens live: with the layer, unless they are shared with layers on other devices."""
+        device: torch.device = self.device
+        return device
 
     @property
     def physical_length(self) -> int:

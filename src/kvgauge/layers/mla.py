@@ -99,15 +99,19 @@ class LatentAttentionLayer(TakesLatents, TwoPhaseLayer):
         if self.projections.cheaper_expanded(query.shape[2], latents.shape[2], rotary.shape[3]):
             keys, values = self.projections.expand(latents, rotary)
             return exact_attention(query, keys, values, mask, scaling)
-        return self._attend([LatentTokens(latents, rotary)], query, mask, scaling)
+        return self._attend_segments([LatentTokens(latents, rotary)], query, mask, scaling)
 
     def attend_compressed(self, query: Tensor, mask: Mask, scaling: float) -> Tensor:
-        return self._attend(self.segments(), query, mask, scaling)
+        return self._attend_segments(self.segments(), query, mask, scaling)
 
-    def _attend(self, segments: list[Segment], query: Tensor, mask: Mask, scaling: float) -> Tensor:
+    def attend_at_home(self, query: Tensor, mask: Mask, scaling: float) -> Tensor:
+        return self.attend_compressed(query, mask, scaling)  # the up-projections stay with the model's layer
+
+    def _attend_segments(self, segments: list[Segment], query: Tensor, mask: Mask, scaling: float) -> Tensor:
         assert self.projections is not None
-        output = segmented_attention(self.projections.absorb(query), segments, mask, scaling)
-        return self.projections.expand_output(output)
+        absorbed = self.projections.absorb(query).to(self.home)
+        output = segmented_attention(absorbed, segments, mask.to(self.home), scaling)
+        return self.projections.expand_output(output.to(query.device))
 
 
 class ExactLatentLayer(LatentAttentionLayer, PreallocatedLayer):

@@ -69,7 +69,7 @@ class TwoPhaseLayer(LayerCache):
             self.lazy_initialization(key_states, value_states)
         self.logical_length += key_states.shape[-2]
         if self.compressed:
-            self.append(key_states, value_states)
+            self.append(key_states.to(self.home), value_states.to(self.home))
         else:
             self.exact_keys.append(key_states)
             self.exact_values.append(value_states)
@@ -80,16 +80,25 @@ class TwoPhaseLayer(LayerCache):
         assert self.cache is not None
         if self.index == 0:
             self.cache.observe(query, mask, position_ids)
-        if self.compressed:
-            output = self.attend_compressed(query, mask, scaling)
-        else:
-            output = self.attend_exact(query, mask, scaling)
+        output = self._attend(query, mask, scaling)
         self.cache.layer_done(self.index)
         return output
 
     def attend_again(self, query: Tensor, mask: Mask, scaling: float) -> Tensor:
         """See `LayerCache.attend_again`."""
-        return (self.attend_compressed if self.compressed else self.attend_exact)(query, mask, scaling)
+        return self._attend(query, mask, scaling)
+
+    def _attend(self, query: Tensor, mask: Mask, scaling: float) -> Tensor:
+        if not self.compressed:
+            return self.attend_exact(query, mask, scaling)
+        return self.attend_at_home(query, mask, scaling)
+
+    def attend_at_home(self, query: Tensor, mask: Mask, scaling: float) -> Tensor:
+        """`attend_compressed` where the compressed tokens live: queries and outputs are what is small to move."""
+        home = self.home
+        if query.device == home:
+            return self.attend_compressed(query, mask, scaling)
+        return self.attend_compressed(query.to(home), mask.to(home), scaling).to(query.device)
 
     def attend_exact(self, query: Tensor, mask: Mask, scaling: float) -> Tensor:
         """The attention output before compression; arguments and result as in `Attendable.attend`."""
@@ -99,14 +108,14 @@ class TwoPhaseLayer(LayerCache):
         """Replace the exact keys and values by what the method stores; a second call does nothing."""
         if self.compressed or not self.is_initialized:
             return
-        self.store(self.exact_keys.view(), self.exact_values.view())
+        self.store(self.exact_keys.view().to(self.home), self.exact_values.view().to(self.home))
         self.exact_keys.clear()
         self.exact_values.clear()
         self.compressed = True
 
     def attend_entries(self, query: Tensor, scaling: float) -> Tensor:
         """See `LayerCache.attend_entries`."""
-        return (self.attend_compressed if self.compressed else self.attend_exact)(query, CAUSAL, scaling)
+        return self._attend(query, CAUSAL, scaling)
 
     def share(self, keys: Tensor, values: Tensor) -> None:
         """See `LayerCache.share`."""

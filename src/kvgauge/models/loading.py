@@ -20,6 +20,7 @@ from kvgauge import configuration
 from kvgauge.errors import UserError, unknown
 from kvgauge.models.attaching import attach
 from kvgauge.models.chat_template import fix_template
+from kvgauge.models.devices import check_device, moved, too_large
 from kvgauge.models.gate import require
 from kvgauge.models.gguf import dense_checkpoint
 from kvgauge.models.overrides import overridden
@@ -55,8 +56,9 @@ def load_model(
         overrides: other fields of `ModelSpec`.
 
     Raises:
-        UserError: an unknown name, a missing file or package, a hub model that cannot be reached, or one that
-            this package's attention does not compute as transformers does (`kvgauge.models.gate`).
+        UserError: an unknown name, a missing file or package, a hub model that cannot be reached, a device that is
+            not here, lacks the dtype or is too small, or a model that this package's attention does not compute as
+            transformers does (`kvgauge.models.gate`).
     """
     wanted = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
     chosen: dict[str, object] = {"dtype": wanted, "device": device} | overrides
@@ -71,6 +73,8 @@ def load_model(
         spec = model_spec(name, **chosen)
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()  # a log file has no use for hundreds of states of a bar
+    if spec.device_map is None:
+        check_device(spec.torch_device, spec.torch_dtype)
     if spec.source == "random":
         model = random_model(spec)
     else:
@@ -84,10 +88,12 @@ def load_model(
                 revision=spec.revision,
                 trust_remote_code=spec.trust_remote_code,
             )
+        except torch.OutOfMemoryError as error:
+            raise too_large(spec.name, f"the devices of device_map={spec.device_map}") from error
         except (OSError, ValueError) as error:
             raise _unreachable(spec, error) from error
     if spec.device_map is None:
-        model = model.to(spec.torch_device)
+        model = moved(model, spec.torch_device, spec.name)
     model.eval().requires_grad_(False)
     tokenizer = load_tokenizer(spec)
     options = spec.squeezed()

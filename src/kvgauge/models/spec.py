@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from kvgauge.errors import UserError, unknown
+from kvgauge.models.devices import parse_device
 from kvgauge.models.squeezellm import SqueezeLLM
 
 DTYPES: dict[str, torch.dtype] = {
@@ -17,6 +18,10 @@ DTYPES: dict[str, torch.dtype] = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
+
+
+SPREADS = ("auto", "balanced", "balanced_low_0", "sequential")
+"""How transformers spreads a model over devices."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +48,8 @@ class ModelSpec:
         date: what a chat template that prints today's date prints instead, ``YYYY-MM-DD``.
 
     Raises:
-        UserError: an unknown dtype, an architecture that does not go with the source, or weights that are no option.
+        UserError: an unknown dtype, device or device_map, an architecture that does not go with the source, or weights
+            that are no option.
     """
 
     name: str
@@ -67,7 +73,9 @@ class ModelSpec:
             raise UserError(f"model {self.name}: `architecture` goes with `source: random`, and only with it")
         if self.architecture is not None and "model_type" not in self.architecture:
             raise UserError(f"model {self.name}: `architecture` needs a model_type, e.g. llama")
-
+        parse_device(str(self.device))
+        if self.device_map is not None and self.device_map not in SPREADS:
+            raise unknown("device_map", str(self.device_map), SPREADS)
         self.squeezed()
 
     def squeezed(self) -> SqueezeLLM | None:
@@ -80,6 +88,4 @@ class ModelSpec:
 
     @property
     def torch_device(self) -> torch.device:
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(self.device)
+        return parse_device(self.device)

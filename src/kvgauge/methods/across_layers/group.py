@@ -18,6 +18,7 @@ from kvgauge.attend.attention import Segment, segmented_attention
 from kvgauge.attend.mask import Mask
 from kvgauge.calibration.weighting import Weighting
 from kvgauge.errors import UserError
+from kvgauge.layers.home import shared_home
 from kvgauge.layers.sinks import ExactSinks
 from kvgauge.layers.tail import TailedLayer
 from kvgauge.methods.across_layers.selection import ChunkSelection, SelectedSegment
@@ -78,6 +79,11 @@ class CrossLayerGroup:
         )
         self.members = [CrossLayerLayer(self, member) for member in range(size)]
         self._waiting: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def home(self) -> torch.device:
+        """See `shared_home`."""
+        return shared_home(self.members)
 
     def collect(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:
         """Take the exact keys and values of the next layer; the last one starts the factorisation.
@@ -149,6 +155,10 @@ class CrossLayerLayer(TailedLayer):
         self.sinks = ExactSinks(group.settings.sinks, group.settings.storage, spare=1)
         self.landmarks = group.settings.storage.kept()
         self.first_columns: Tensor | None = None  # (batch, 1): where each row begins behind its padding and its sinks
+
+    @property
+    def home(self) -> torch.device:
+        return self.group.home
 
     @property
     def rotation(self) -> PlaneRotation | None:

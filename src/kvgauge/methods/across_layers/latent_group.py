@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kvgauge.attend.attention import Segment
 from kvgauge.attend.mask import Mask
+from kvgauge.layers.home import shared_home
 from kvgauge.layers.mla import LatentAttentionLayer, LatentTokens
 from kvgauge.methods.across_layers.subspace import SharedSubspace, TruncatedSVD
 from kvgauge.store.buffers import GrowingBuffer
@@ -58,6 +59,11 @@ class CrossLayerLatentGroup:
         self.members = [CrossLayerLatentLayer(self, member) for member in range(size)]
         self._waiting: list[Tensor] = []
 
+    @property
+    def home(self) -> torch.device:
+        """See `shared_home`."""
+        return shared_home(self.members)
+
     def collect(self, latents: Tensor, valid: Tensor | None) -> None:
         """Take the exact latents (batch, tokens, kv_lora_rank) of the next layer; the last one starts the SVD."""
         self._waiting.append(latents)
@@ -82,9 +88,13 @@ class CrossLayerLatentLayer(LatentAttentionLayer):
         self.tail = GrowingBuffer()
         self.rotary_keys = GrowingBuffer()
 
+    @property
+    def home(self) -> torch.device:
+        return self.group.home
+
     def store(self, keys: Tensor, values: Tensor) -> None:
         self.rotary_keys.set(values)
-        self.group.collect(keys[:, 0], self.cache.valid if self.cache is not None else None)
+        self.group.collect(keys[:, 0], self.valid)
 
     def append(self, keys: Tensor, values: Tensor) -> None:
         self.tail.append(keys)

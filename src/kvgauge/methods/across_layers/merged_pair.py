@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kvgauge.layers.home import shared_home
 from kvgauge.layers.tail import TailedLayer
 from kvgauge.store.buffers import GrowingBuffer
 from kvgauge.store.rows import RowBuffer
@@ -166,8 +167,12 @@ class MergedPairLayer(TailedLayer):
         super().__init__()
         self.pair, self.member = pair, member
 
+    @property
+    def home(self) -> torch.device:
+        return shared_home(self.pair.members)
+
     def store(self, keys: Tensor, values: Tensor) -> None:
-        self.pair.collect(keys, values, self.cache.valid if self.cache is not None else None)
+        self.pair.collect(keys, values, self.valid)
 
     def context_segment(self) -> MergedSegment:
         return MergedSegment(self.pair.keys, self.pair.values, self.member)

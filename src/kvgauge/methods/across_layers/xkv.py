@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kvgauge.architecture.facts import ModelFacts, model_facts
+from kvgauge.architecture.facts import ModelFacts, attention_device, model_facts
 from kvgauge.architecture.frequencies import layer_plane_rotations
 from kvgauge.architecture.planes import BLOCK
 from kvgauge.architecture.prompt_length import prompt_length
@@ -371,12 +371,13 @@ class XKV(Projector, Lossless, Method):
         )
         keys = values = None
         if self.whitened("keys"):
-            keys = Weighting(*(known[name].to(model.device) for name in ("root_k", "inverse_k")))
+            keys = Weighting(known["root_k"], known["inverse_k"])
         if self.whitened("values"):
             values = value_weighting(model)
         made, rotations = [], layer_plane_rotations(model) if self.rope == "pre" else None
         for index, group in enumerate(self.groups(model_facts(model).num_layers)):
-            weights = [None if weighting is None else weighting.part(group) for weighting in (keys, values)]
+            device = attention_device(model, group[0])
+            weights = [None if one is None else one.part(group).to(device) for one in (keys, values)]
             own = partial(self._group_ranks, ranks, index)
             turned = None if rotations is None else [rotations[layer] for layer in group]
             made.append(CrossLayerGroup(len(group), own, settings, (weights[0], weights[1]), turned))

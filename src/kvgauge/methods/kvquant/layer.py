@@ -159,7 +159,7 @@ class KVQuantLayer(TwoPhaseLayer):
         positions = self.cache.positions if self.cache is not None else None
         if positions is None or not positions.shape[1]:
             return torch.zeros(keys.shape[0], 1, dtype=torch.long, device=keys.device)
-        return (positions[:, -1:] - (positions.shape[1] - 1)).expand(keys.shape[0], 1)
+        return (positions[:, -1:].to(keys.device) - (positions.shape[1] - 1)).expand(keys.shape[0], 1)
 
     def _code(self, keys: Tensor, values: Tensor, column: int) -> None:
         """Add tokens, the first at `column`."""

@@ -107,7 +107,7 @@ class CodedRows(Rows):
         self.grid, self.levels, self.width = grid, levels, width
         self.bits = levels.numel().bit_length() - 1
         self.codes, self.scales = GrowingBuffer(), GrowingBuffer()
-        self.sparse = SparseRows(width, dtype) if grid.sparse else None
+        self.sparse = SparseRows(width, dtype, BLOCK) if grid.sparse else None
 
     def reserve(self, tokens: int) -> None:
         self.codes.reserve(tokens)
@@ -138,7 +138,6 @@ class CodedRows(Rows):
         batch = packed.shape[0]
         table, symbols = self._table()
         workspace = table.new_empty(batch * min(BLOCK, len(self)) * symbols, table.shape[1])
-        offsets = None if self.sparse is None else self.sparse.offsets()
         for start in range(0, len(self), BLOCK):
             part = packed[:, start : start + BLOCK]
             tokens = part.shape[1]
@@ -149,8 +148,7 @@ class CodedRows(Rows):
             scales = self.scales.view()[:, start : start + tokens] if self.grid.per_token else None
             self.grid.restore(block, scales)
             if self.sparse is not None:
-                assert offsets is not None
-                self.sparse.write(block, start, offsets)
+                self.sparse.write(block, start)
             yield start, block
 
     def _table(self) -> tuple[Tensor, int]:

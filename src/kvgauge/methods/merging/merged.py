@@ -99,16 +99,16 @@ class MergedLayer(LayerCache):
         assert self._incoming is not None
         keys, values = self._incoming
         self._incoming = None
-        outputs, begin, queries = [], 0, query.shape[2]
+        outputs, begin, queries, incoming = [], 0, query.shape[2], cache.new_on(query.device)
         while begin < queries:
             if self.policy.ahead:
                 rest = slice(begin, queries)
-                self.entries.look_ahead(query[:, :, rest], keys[:, :, rest], cache.new.part(begin, queries), scaling)
-            end = self.entries.window_end(begin, queries, cache.new.valid)
+                self.entries.look_ahead(query[:, :, rest], keys[:, :, rest], incoming.part(begin, queries), scaling)
+            end = self.entries.window_end(begin, queries, incoming.valid)
             if end - begin == queries:
-                outputs.append(self._attend_window(query, keys, values, cache.new, scaling))
+                outputs.append(self._attend_window(query, keys, values, incoming, scaling))
             else:
-                part, new = slice(begin, end), cache.new.part(begin, end)
+                part, new = slice(begin, end), incoming.part(begin, end)
                 output = self._attend_window(query[:, :, part], keys[:, :, part], values[:, :, part], new, scaling)
                 outputs.append(output)
             begin = end

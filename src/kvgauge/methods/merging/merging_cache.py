@@ -28,7 +28,7 @@ class MergingCache(KVCache):
         super().__init__(layers, context_length=context_length)
         self.expected = context_length or 0
         self.expected_padding: Sequence[int] | None = None
-        self.new = NewTokens()
+        self._new: dict[torch.device, NewTokens] = {}  # on every device that asked
         self.pads: list[int] | None = None  # padding of each row so far
 
     def expect(self, tokens: int, padding: Sequence[int] | None = None) -> None:
@@ -48,22 +48,35 @@ class MergingCache(KVCache):
         to_come = none if final or self.expected_padding is None else self.expected_padding
         return [total - padding for padding in map(max, self.pads or none, to_come)]
 
+    def new_on(self, device: torch.device) -> NewTokens:
+        """The tokens of the running forward pass, on a device."""
+        if device not in self._new:
+            self._new[device] = next(iter(self._new.values())).to(device)
+        return self._new[device]
+
     def observe(self, query: Tensor, mask: Mask, position_ids: Tensor | None) -> None:
         super().observe(query, mask, position_ids)
         queries, total = query.shape[2], self.get_seq_length()
         assert self.positions is not None
         positions = self.positions[:, -queries:]
         running = torch.arange(total - queries, total, device=query.device)[None]
-        valid, self.pads = None, None
-        if self.valid is not None:
+        valid, before = None, self.pads
+        if self.valid is None:
+            self.pads = None
+        else:
             new = self.valid[:, total - queries :]
             padding = (~self.valid).sum(dim=1)
-            self.pads = padding.tolist()
+            # The last token of a row is no padding: a single one adds none, and the host need not wait to know.
+            if queries > 1 or before is None:
+                self.pads = padding.tolist()
             running = running - (padding - (~new).sum(dim=1))[:, None] - (~new).cumsum(dim=1)
-            if not bool(new.all()):
+            if self.pads != (before or [0] * len(padding)):
                 valid, running = new, torch.where(new, running, positions)
         lags = running - positions
-        self.new = NewTokens(valid, lags if bool(lags.any()) else None)
+        # A padded step has made the device wait once already, for its mask: there the lags are taken as they are.
+        known = lags.device.type == "cpu" or queries > 1 or self.valid is None
+        lagging = bool(lags.any()) if known else True
+        self._new = {query.device: NewTokens(valid, lags if lagging else None)}
 
     def _map_records(self, select: Callable[[Tensor], Tensor]) -> None:
         super()._map_records(select)
@@ -88,4 +101,4 @@ class MergingCache(KVCache):
     def reset(self) -> None:
         super().reset()
         self.expected, self.expected_padding = self.context_length or 0, None
-        self.new, self.pads = NewTokens(), None
+        self._new, self.pads = {}, None

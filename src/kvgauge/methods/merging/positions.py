@@ -23,6 +23,10 @@ class NewTokens:
     valid: Tensor | None = None
     lags: Tensor | None = None
 
+    def to(self, device: torch.device) -> NewTokens:
+        """The same on a device."""
+        return NewTokens(*(None if numbers is None else numbers.to(device) for numbers in (self.valid, self.lags)))
+
     def part(self, start: int, stop: int) -> NewTokens:
         """The tokens from `start` to `stop`."""
         return NewTokens(*(None if numbers is None else numbers[:, start:stop] for numbers in (self.valid, self.lags)))
@@ -41,11 +45,12 @@ class RunningPositions:
     def __init__(self, rotary: Rotary) -> None:
         self.rotary = rotary
         self.lags: list[int] = []
+        self._placed: Tensor | None = None  # the lags, (batch, 1), where they are used
         self._turning: tuple[Tensor, Tensor] | None = None  # by which the lags turn new tokens
 
     def begin(self, lags: Sequence[int]) -> None:
         """Rows that lag by so much."""
-        self.lags, self._turning = list(lags), None
+        self.lags, self._placed, self._turning = list(lags), None, None
 
     def add(self, lost: Tensor) -> None:
         """More positions are gone, (batch,)."""
@@ -69,11 +74,12 @@ class RunningPositions:
         """From the model's positions to the running ones; None where they are the same."""
         if not any(self.lags):
             return None if new_lags is None else self.rotary.turning(new_lags, query)
-        lags = torch.tensor(self.lags, device=query.device)[:, None]
+        if self._placed is None or self._placed.device != query.device:
+            self._placed = torch.tensor(self.lags, device=query.device)[:, None]
         if new_lags is not None:
-            return self.rotary.turning(new_lags - lags, query)
+            return self.rotary.turning(new_lags - self._placed, query)
         if self._turning is None:  # the same until the next merge
-            self._turning = self.rotary.turning(-lags, query)
+            self._turning = self.rotary.turning(-self._placed, query)
         return self._turning
 
     def forget(self) -> None:
