@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvgauge.attend import attention
+from kvgauge.attend import attention, blocks
 from kvgauge.attend.attention import ExactSegment, exact_attention, segmented_attention
 from kvgauge.attend.mask import CAUSAL, Counts, Mask, causal_mask
+from kvgauge.simulation.machine import SimulatedMachine
+from kvgauge.simulation.tensor import simulated
 
 
 def states(heads: int, tokens: int, seed: int, dimension: int = 8) -> Tensor:
@@ -67,8 +69,51 @@ def test_counts_of_one_query_weigh_entries_by_their_tokens(side_by_side: bool) -
 def test_blocks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     query, segment = states(6, 30, 0), ExactSegment(states(3, 30, 1), states(3, 30, 2))
     whole = segmented_attention(query, [segment], CAUSAL, 0.2)
-    monkeypatch.setattr(attention, "SCORE_BLOCK_BYTES", 4 * 2 * 6 * 30 * 4)  # four queries
+    monkeypatch.setattr(blocks, "SCORE_BLOCK_BYTES", 4 * 2 * 6 * 30 * 4)  # four queries
+    monkeypatch.setattr(blocks, "LEAST_QUERIES", 1)
     torch.testing.assert_close(segmented_attention(query, [segment], CAUSAL, 0.2), whole)
+
+
+@pytest.mark.parametrize("heads", [6, 3])
+@pytest.mark.parametrize("queries", [2, 7, 29])
+def test_a_chunk_needs_no_mask_of_all_tokens(queries: int, heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "MASK_BYTES", 4 * 30 * 3)
+    monkeypatch.setattr(blocks, "LEAST_QUERIES", 1)
+    query, keys, values = states(heads, queries, 0).double(), states(3, 30, 1).double(), states(3, 30, 2, 5).double()
+    expected = reference(query, keys, values, causal_mask(queries, 30, query.device), 0.2)
+    torch.testing.assert_close(exact_attention(query, keys, values, CAUSAL, 0.2), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("value_dim", "kernel"), [(8, "flash"), (16, "efficient")])
+def test_a_chunk_on_a_device_keeps_its_kernel(dtype: torch.dtype, value_dim: int, kernel: str) -> None:
+    parts = (states(6, 7, 0), states(3, 30, 1), states(3, 30, 2, value_dim))
+    query, keys, values = (part.to(dtype) for part in parts)
+    expected = reference(query.float(), keys.float(), values.float(), causal_mask(7, 30, query.device), 0.2)
+    with SimulatedMachine() as machine:
+        placed = [simulated(part, "cuda:0") for part in (query, keys, values)]
+        output = exact_attention(*placed, CAUSAL, 0.2)
+        assert machine.tally.attention == {kernel: 1}
+    torch.testing.assert_close(output.numbers.float(), expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("queries", [1, 7])
+def test_a_mask_on_a_device_leaves_the_efficient_kernel(queries: int) -> None:
+    query, keys, values = states(6, queries, 0), states(3, 30, 1), states(3, 30, 2)
+    mask = causal_mask(queries, 30, query.device).expand(2, 1, -1, -1).clone()
+    mask[1, :, :, :11] = False
+    with SimulatedMachine() as machine:
+        parts = [simulated(part, "cuda:0") for part in (query, keys, values)]
+        output = exact_attention(*parts, Mask.of(simulated(mask, "cuda:0")), 0.2)
+        assert machine.tally.attention == {"efficient": 1}
+    torch.testing.assert_close(output.numbers, reference(query, keys, values, mask, 0.2))
+
+
+def test_blocks_grow_with_the_memory_of_a_device() -> None:
+    with SimulatedMachine(memory=blocks.SHARE * 2**30):
+        assert blocks.score_block_bytes(torch.device("cuda:0")) == 2**30
+    assert blocks.score_block_bytes(torch.device("cpu")) == blocks.SCORE_BLOCK_BYTES
+    assert blocks.queries_at_once(2**40, 2**20) == blocks.LEAST_QUERIES
 
 
 def test_tensors_fall_through_to_scaled_dot_product_attention(tiny, tokens) -> None:

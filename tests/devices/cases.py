@@ -44,3 +44,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "knorm": ("kvpress/knorm", {"budget": 0.5}),
     "expected_attention": ("kvpress/expected_attention", {"budget": 0.5}),
 }
+
+# hqq searches its scales in float16 on every device but the CPU. A random model's keys have subspaces that sums in
+# another order turn: no product of basis and factor shows it, but codes of the basis alone do.
+LOOSE = {"quantized_cache": 0.05, "xkv and int8": 0.05, "xkv pre and int4": 0.05}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.attention.bias import CausalBias
 
 from kvgauge.simulation.machine import SimulatedMachine
 from kvgauge.simulation.placing import on_devices
@@ -113,6 +114,7 @@ def test_nothing_is_left_behind():
         inside = on("cuda:0", 2)
         assert machine.tally.launches == 0
     assert [getattr(torch.cuda, name) for name in names] == before
+    assert "__new__" not in vars(CausalBias)
     with pytest.raises(RuntimeError, match="outside its machine"):
         inside + 1
 

@@ -17,13 +17,16 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 from transformers.utils import TransformersKwargs
 
 from kvgauge.architecture.scaling import Scaling
-from kvgauge.attend.mask import Mask
+from kvgauge.attend import blocks
+from kvgauge.attend.mask import CAUSAL, Mask, causal_mask
+from kvgauge.attend.spelling import spelt_out
 from kvgauge.errors import UserError
 from kvgauge.kernels.cpu.decode_attention import decode_attention
 from kvgauge.kernels.cpu.library import available
@@ -32,12 +35,11 @@ from kvgauge.kernels.cpu.stored_rows import plain_rows
 
 NAME = "kvgauge"
 
+FLASH_DIM = 256
+"""The largest head that flash attention takes; keys and values then have one size, and 16 bits."""
+
 NEUTRAL = frozenset(TransformersKwargs.__annotations__) | {"softcap", "s_aux", "sliding_window", "use_cache"}
 """What modules hand on that is computed here, comes in the mask, or is for others."""
-
-# Scores of one block of queries may take this many bytes: long prompts attend block by block. A few such blocks live at
-# a time, and they stay in a processor's last-level cache.
-SCORE_BLOCK_BYTES = 8 * 2**20
 
 
 @runtime_checkable
@@ -154,6 +156,10 @@ def attention_forward(
     tensors = isinstance(key, Tensor)
     _check(module, kwargs, NEUTRAL | {"position_bias"} if tensors and plain else NEUTRAL)
     if isinstance(key, Tensor) and plain:
+        if attention_mask is None and 1 < query.shape[2] < key.shape[2]:  # torch aligns a chunk at the first token
+            if not dropout and kwargs.get("position_bias") is None:
+                return exact_attention(query, key, value, CAUSAL, factor).contiguous(), None
+            attention_mask = causal_mask(query.shape[2], key.shape[2], query.device)
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
@@ -180,7 +186,7 @@ def _check(module: nn.Module, kwargs: dict[str, Any], known: Set[str]) -> None:
 def install(model: PreTrainedModel) -> None:
     """Make `model` attend through `attention_forward`; its results with ordinary caches do not change."""
     AttentionInterface.register(NAME, attention_forward)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    AttentionMaskInterface.register(NAME, spelt_out)
     model.set_attn_implementation(NAME)
 
 
@@ -195,10 +201,46 @@ def exact_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Mask, sca
     if not Scaling.of(scaling).plain:
         return segmented_attention(query, [ExactSegment(keys, values)], mask, scaling)
     bias = mask.bias(query, tokens)
-    output = torch.nn.functional.scaled_dot_product_attention(
+    if bias is None and queries < tokens:
+        return _chunk(query, keys, values, scaling)
+    if bias is not None and gqa and query.device.type != "cpu":
+        keys, values = (_for_every_query_head(states, query.shape[1]) for states in (keys, values))
+    output = scaled_dot_product_attention(
         query, keys, values, attn_mask=bias, scale=scaling, is_causal=bias is None, enable_gqa=gqa
     )
     return output.transpose(1, 2)
+
+
+def _chunk(query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
+    """Plainly causal queries of the last tokens, more than one and fewer than tokens, without a mask of all of them."""
+    queries, tokens, heads = query.shape[2], keys.shape[2], query.shape[1]
+    if query.device.type == "cpu":
+        outputs, block = [], blocks.queries_at_once(4 * tokens, blocks.MASK_BYTES)
+        for start in range(0, queries, block):
+            part = query[:, :, start : start + block]
+            seen = tokens - queries + start + part.shape[2]
+            bias = causal_mask(part.shape[2], seen, query.device)
+            own_keys, own_values = keys[:, :, :seen], values[:, :, :seen]
+            output = scaled_dot_product_attention(
+                part, own_keys, own_values, attn_mask=bias, scale=scaling, enable_gqa=heads != keys.shape[1]
+            )
+            outputs.append(output.transpose(1, 2))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+    flash = query.dtype.itemsize == 2 and keys.shape[-1] == values.shape[-1] <= FLASH_DIM
+    if not flash:
+        keys, values = (_for_every_query_head(states, heads) for states in (keys, values))
+    bias = causal_lower_right(queries, tokens)
+    gqa = heads != keys.shape[1]
+    output = scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=scaling, enable_gqa=gqa)
+    return output.transpose(1, 2)
+
+
+def _for_every_query_head(states: Tensor, heads: int) -> Tensor:
+    """Keys or values with each head as often as query heads share it: the efficient kernel of CUDA knows no groups."""
+    repeats = heads // states.shape[1]
+    if repeats == 1:
+        return states
+    return states[:, :, None].expand(-1, -1, repeats, -1, -1).flatten(1, 2)
 
 
 def _one_query(query: Tensor, keys: Tensor, values: Tensor, mask: Mask, scaling: float) -> Tensor:
@@ -217,7 +259,7 @@ def _one_query(query: Tensor, keys: Tensor, values: Tensor, mask: Mask, scaling:
     if not full.plain:
         return segmented_attention(query, [ExactSegment(keys, values)], mask, scaling)
     bias = mask.bias(query, tokens)
-    output = torch.nn.functional.scaled_dot_product_attention(grouped, keys, values, attn_mask=bias, scale=scaling)
+    output = scaled_dot_product_attention(grouped, keys, values, attn_mask=bias, scale=scaling)
     return output.reshape(batch, 1, heads, values.shape[-1])
 
 
@@ -242,8 +284,8 @@ def segmented_attention(query: Tensor, segments: list[Segment], mask: Mask, scal
         if output is not None:
             return output
     else:
-        mask = mask.whole(queries, total, query.device)
-    block = max(1, SCORE_BLOCK_BYTES // (batch * heads * total * 4))
+        mask = mask.spread(queries)
+    block = blocks.queries_at_once(batch * heads * total * 4, blocks.score_block_bytes(query.device))
     outputs = []
     for start in range(0, queries, block):
         stop = min(start + block, queries)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kvgauge.architecture.scaling import Scaling
 from kvgauge.attend.attention import exact_attention
+from kvgauge.attend.blocks import score_block_bytes
 from kvgauge.attend.cardinalities import HIDDEN, log_cardinalities
 from kvgauge.attend.mask import Mask
 from kvgauge.kernels.cpu.counting_softmax import counting_softmax
@@ -52,14 +53,14 @@ def counted_attention(
     cardinalities: Tensor | None,
     scaling: float,
     valid: Tensor | None = None,
-    block_bytes: int = BLOCK_BYTES,
+    block_bytes: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The output and the attention that each entry received.
 
     Args:
         query, keys, values, cardinalities, scaling: as in `cardinality_attention`.
         valid: (batch, queries), False where a query is padding, which attends but does not count.
-        block_bytes: bytes of the scores of one block of queries.
+        block_bytes: bytes of the scores of one block of queries; None takes what suits the device.
 
     Returns:
         The output (batch, queries, num_attention_heads, head_dim), and the column sums of the softmax over the
@@ -78,6 +79,8 @@ def counted_attention(
     bias = None if cardinalities is None else log_cardinalities(cardinalities, exact)
     counts = None if valid is None else valid.to(exact)
     sums = keys.new_zeros(batch, kv_heads, entries, dtype=exact)
+    if block_bytes is None:
+        block_bytes = BLOCK_BYTES if query.device.type == "cpu" else score_block_bytes(query.device)
     block = max(1, min(queries, block_bytes // (batch * heads * entries * query.dtype.itemsize)))
     keys_of_dims = keys.transpose(-1, -2).contiguous()  # products in bfloat16 rearrange them faster
     outputs = []

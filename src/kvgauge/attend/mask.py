@@ -78,22 +78,26 @@ class Mask(ABC):
         """The same, spelt out for every query and entry."""
 
     @abstractmethod
+    def spread(self, queries: int) -> Mask:
+        """The same for so many queries, more than one, of which `block` takes some; no larger than it was."""
+
+    @abstractmethod
     def block(self, start: int, stop: int, entries: int) -> Mask:
-        """Queries from `start` to `stop`, and the first `entries` entries; of several queries the mask is whole."""
+        """Queries from `start` to `stop`, and the first `entries` entries; several come of a mask that is `spread`."""
 
     @abstractmethod
     def apply_(self, scores: Tensor) -> None:
         """Hide and weigh entries in the scores (batch, heads, queries, entries), in place.
 
-        For one query the third dimension may be anything that all queries in it share. Several need a `whole` mask.
+        For one query the third dimension may be anything that all queries in it share. Several need a mask that is
+        `spread`.
         """
 
     @abstractmethod
     def bias(self, query: Tensor, entries: int) -> Tensor | None:
         """What scaled dot product attention takes: booleans, or what it adds to the scores.
 
-        None where it needs nothing: from one query all entries are seen, several see as many entries as there are
-        queries, up to their own.
+        None where there is nothing but the causal order, aligned at the last entry: from one query all are seen.
 
         Args:
             query: (batch, num_attention_heads, queries, head_dim).
@@ -142,6 +146,9 @@ class Causal(Mask):
     def whole(self, queries: int, entries: int, device: torch.device) -> TensorMask:
         return Seen(causal_mask(queries, entries, device))
 
+    def spread(self, queries: int) -> Mask:
+        return CausalQueries(queries)
+
     def block(self, start: int, stop: int, entries: int) -> Mask:
         return self
 
@@ -149,8 +156,7 @@ class Causal(Mask):
         pass
 
     def bias(self, query: Tensor, entries: int) -> Tensor | None:
-        queries = query.shape[2]
-        return None if queries in (1, entries) else causal_mask(queries, entries, query.device)
+        return None
 
     def seen_by_last(self, entries: int) -> Tensor | None:
         return None
@@ -172,6 +178,31 @@ class Causal(Mask):
 
 
 CAUSAL = Causal()
+
+
+@dataclass(frozen=True)
+class CausalQueries(Causal):
+    """The same for a run of several queries.
+
+    Attributes:
+        queries: of the run.
+        later: queries behind it; theirs are the last entries.
+    """
+
+    queries: int
+    later: int = 0
+
+    def spread(self, queries: int) -> Mask:
+        return self
+
+    def block(self, start: int, stop: int, entries: int) -> Mask:
+        return CausalQueries(stop - start, self.later + self.queries - stop)
+
+    def apply_(self, scores: Tensor) -> None:
+        own, entries = scores.shape[2], scores.shape[3]
+        hidden = torch.ones(own, own + self.later, dtype=torch.bool, device=scores.device).triu(1)
+        last = scores[..., entries - own - self.later :]
+        last.masked_fill_(hidden, torch.finfo(scores.dtype).min)
 
 
 @dataclass(frozen=True)
@@ -200,6 +231,9 @@ class TensorMask(Mask):
         return self if self.tensor.device == device else type(self)(self.tensor.to(device))
 
     def whole(self, queries: int, entries: int, device: torch.device) -> TensorMask:
+        return self
+
+    def spread(self, queries: int) -> Mask:
         return self
 
     def block(self, start: int, stop: int, entries: int) -> Self:

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from kvgauge.architecture.facts import ModelFacts, model_facts
-from kvgauge.attend.attention import SCORE_BLOCK_BYTES
+from kvgauge.attend.blocks import SCORE_BLOCK_BYTES
 from kvgauge.contract.budget import reference_nbytes
 from kvgauge.evaluation.cell import Cell
 from kvgauge.evaluation.decoding import PREFILL_CHUNK, greedy, prefill

@@ -16,7 +16,7 @@ import psutil
 import torch
 
 from kvgauge.architecture.facts import ModelFacts
-from kvgauge.attend.attention import SCORE_BLOCK_BYTES
+from kvgauge.attend.blocks import SCORE_BLOCK_BYTES
 from kvgauge.errors import UserError
 from kvgauge.evaluation.decoding import PREFILL_CHUNK
 

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention.bias import CausalBias
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from kvgauge.simulation.tally import Tally, here
@@ -74,6 +75,7 @@ class SimulatedMachine(TorchDispatchMode):
         for name, function in replaced.items():
             self._restore.append((torch.cuda, name, getattr(torch.cuda, name)))
             setattr(torch.cuda, name, function)
+        CausalBias.__new__ = staticmethod(_unwatched)  # type: ignore[method-assign,assignment]
         super().__enter__()
         self._calls.__enter__()
         return self
@@ -81,6 +83,7 @@ class SimulatedMachine(TorchDispatchMode):
     def __exit__(self, *exception: Any) -> None:
         self._calls.__exit__(*exception)
         super().__exit__(*exception)
+        del CausalBias.__new__  # what it inherits is back
         while self._restore:
             setattr(*self._restore.pop())
         torch._C._set_only_lift_cpu_tensors(self._lifted)
@@ -213,6 +216,12 @@ class _Calls(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def _unwatched(cls: type[Tensor], *_: Any) -> Tensor:
+    """A tensor of a subclass, as torch makes it where no mode looks on: it wants to be the first to see it."""
+    with _disable_current_modes():
+        return Tensor.__new__(cls)
+
+
 def _plain(item: Any) -> Any:
     if isinstance(item, SimulatedTensor):
         return item.numbers
@@ -240,8 +249,7 @@ def _kernel(query: Tensor, key: Tensor, value: Tensor, mask: Any, grouped: bool)
     Flash attention knows no masks, and one head_dim for keys and values; the efficient kernel knows no groups; a causal
     bias (`torch.nn.attention.bias`) is no mask of numbers.
     """
-    if mask is not None and type(mask).__name__ == "CausalBias":
-        mask = None
+    mask = None if isinstance(mask, CausalBias) else mask
     if mask is None and query.shape[-1] == value.shape[-1] <= FLASH_DIM and key.stride(-1) == value.stride(-1) == 1:
         return "flash"
     return "math" if grouped and query.shape[1] != key.shape[1] else "efficient"
