@@ -41,6 +41,8 @@ def spelt_out(
             allow_is_causal_skip = False  # it has just been looked at
         else:
             allow_is_causal_skip = q_length in (1, kv_length)
+    elif isinstance(q_offset, Tensor):
+        allow_is_causal_skip = False  # reading it would wait for the device
     mask: Tensor | None = sdpa_mask(
         batch_size=batch_size,
         q_length=q_length,

@@ -32,6 +32,7 @@ from kvgauge.layers import others
 from kvgauge.layers.adoption import Prefill, adopt
 from kvgauge.layers.reading import Reading
 from kvgauge.store.rows import RowBuffer
+from kvgauge.store.steps import Steps
 
 if TYPE_CHECKING:
     from kvgauge.layers.inputs import LayerInputs
@@ -51,6 +52,7 @@ class LayerCache(CacheLayerMixin):
         self.index = 0
         self.compressed = False
         self.logical_length = 0
+        self.steps: Steps | None = None  # set while the shapes are fixed
 
     # -- what a subclass does ------------------------------------------------------------------------------------
 
@@ -149,6 +151,35 @@ class LayerCache(CacheLayerMixin):
         """
         return 0
 
+    # -- steps of one shape --------------------------------------------------------------------------------------
+
+    def growing(self) -> Sequence[RowBuffer] | None:
+        """The buffers that a decode step appends a row to; None where it changes more than those."""
+        return None
+
+    def fix_shapes(self, steps: Steps) -> None:
+        """See `KVCache.fix_shapes`; `logical_length` is then what it will be at most."""
+        growing = self.growing()
+        if growing is None or not self.compressed:
+            raise UserError(f"decode steps of {type(self).__name__} change more than one row: they are no one graph")
+        for buffer in growing:
+            buffer.fix(steps)
+        self.steps = steps
+        self.logical_length += steps.room
+
+    def release_shapes(self) -> None:
+        """See `KVCache.release_shapes`."""
+        assert self.steps is not None
+        for buffer in self.growing() or ():
+            buffer.release(self.steps)
+        self.logical_length += self.steps.count() - self.steps.room
+        self.steps = None
+
+    def came(self, tokens: int) -> None:
+        """So many more tokens were given to `update`."""
+        if self.steps is None:
+            self.logical_length += tokens
+
     # -- the contract with transformers --------------------------------------------------------------------------
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -156,7 +187,7 @@ class LayerCache(CacheLayerMixin):
         self.is_initialized = True
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.logical_length + query_length, 0
+        return (self.logical_length if self.steps is not None else self.logical_length + query_length), 0
 
     def get_seq_length(self) -> int:
         return self.logical_length
@@ -227,6 +258,7 @@ class KVCache(Cache):
         self.states: Cache | None = None  # every layer that is not ours, and states beside ours
         self._readers: set[int] = set()  # that have yet to attend in this pass
         self.context_length = context_length
+        self.steps: Steps | None = None  # set while the shapes are fixed
         self.valid: Tensor | None = None  # (batch, tokens): False on padding; None while nothing is padded
         self.positions: Tensor | None = None  # (batch or 1, tokens): the positions that the model used
         self.inputs: LayerInputs | None = None  # for those who adopt this cache and look at more than keys and values
@@ -367,6 +399,8 @@ class KVCache(Cache):
 
     def observe(self, query: Tensor, mask: Mask, position_ids: Tensor | None) -> None:
         """Remember which tokens are padding and which positions the model used; layer 0 reports every forward."""
+        if self.steps is not None:
+            return  # positions go on by one, and nothing is padding: see `release_shapes`
         batch, queries, total = query.shape[0], query.shape[2], self.get_seq_length()
         seen = mask.seen_by_last(total)  # every token that is not padding
         if seen is not None:
@@ -397,8 +431,56 @@ class KVCache(Cache):
             self._pass_done()
 
     def _pass_done(self) -> None:
+        if self.steps is not None:
+            self.steps.advance()
         if self.context_length is not None and not self.compressed and self.get_seq_length() >= self.context_length:
             self.compress()
+
+    # -- steps of one shape --------------------------------------------------------------------------------------
+
+    def fix_shapes(self, tokens: int) -> None:
+        """Take the room of `tokens` more tokens at once: decode steps then have one shape, and can be one CUDA graph.
+
+        Each of the steps that follow takes a single token, at the position behind the one before it; an attention mask,
+        where rows are padded, is as long as the cache will be, with True for what is to come. How many have come is a
+        number on the device; `get_seq_length` gives it as transformers' static caches do. Bytes count the whole room.
+
+        Args:
+            tokens: the most that may come before `release_shapes`.
+
+        Raises:
+            UserError: the cache is not compressed, or its steps change more than one row of each buffer.
+        """
+        if not self.compressed or self.steps is not None:
+            raise UserError("shapes are fixed once, and of a compressed cache: call cache.compress() first")
+        if self.others() or any(self.placement.readers if self.placement is not None else ()):
+            raise UserError(
+                "this model has layers of other kinds beside the cache's: its decode steps are no one graph"
+            )
+        self.steps = Steps(tokens)
+        try:
+            for layer in self.own:
+                layer.fix_shapes(self.steps)
+        except UserError:
+            for layer in self.own:
+                if layer.steps is not None:
+                    layer.release_shapes()
+            self.steps = None
+            raise
+
+    def release_shapes(self) -> int:
+        """Grow as tokens come again; how many have come since `fix_shapes`, which waits for the device."""
+        assert self.steps is not None
+        came = self.steps.count()
+        for layer in self.own:
+            layer.release_shapes()
+        self.steps = None
+        if self.valid is not None:
+            self.valid = torch.cat([self.valid, self.valid.new_ones(self.valid.shape[0], came)], dim=1)
+        if self.positions is not None and self.positions.shape[1]:
+            later = torch.arange(1, came + 1, device=self.positions.device)
+            self.positions = torch.cat([self.positions, self.positions[:, -1:] + later], dim=1)
+        return came
 
     def reversible_tokens(self) -> int:
         """See `LayerCache.reversible_tokens`; what every layer of the compressed cache can."""
@@ -480,6 +562,8 @@ class KVCache(Cache):
             others.select(layer, rows)
 
     def crop(self, tokens_to_remove: int) -> None:
+        if self.steps is not None:
+            self.release_shapes()
         left = self.others() if tokens_to_remove else []
         for layer in left:
             others.check_crop(layer)
@@ -490,6 +574,8 @@ class KVCache(Cache):
         self.positions = None if self.positions is None else self.positions[:, :total]
 
     def reset(self) -> None:
+        if self.steps is not None:
+            self.release_shapes()
         for layer in self.own:
             layer.reset()
         if self.placement is not None:
@@ -526,6 +612,10 @@ class KVCache(Cache):
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens that were read; of every layer, whatever it holds of them."""
+        if self.steps is not None:
+            first = self.own[0]
+            taken = self.steps.on(first.home)[0] + (first.logical_length - self.steps.room)
+            return taken  # a tensor, as of transformers' static caches
         if layer_idx == 0 and self.own:
             return int(self.own[0].get_seq_length())
         return int(super().get_seq_length(layer_idx))

@@ -41,6 +41,9 @@ class PairLayer(TwoPhaseLayer):
     def buffers(self) -> Sequence[RowBuffer]:
         return (self.keys_buffer, self.values_buffer)
 
+    def growing(self) -> Sequence[RowBuffer]:
+        return self.buffers()
+
     def reversible_tokens(self) -> int:
         return min(buffer.room() for buffer in self.buffers())
 

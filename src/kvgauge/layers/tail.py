@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from kvgauge.attend.mask import Mask
 from kvgauge.layers.stored import StoredSegment
 from kvgauge.layers.two_phase import TwoPhaseLayer
 from kvgauge.store.rows import RowBuffer
+from kvgauge.store.steps import Steps
 from kvgauge.store.storage import EXACT, Storage
 
 
@@ -27,6 +28,7 @@ class TailedLayer(TwoPhaseLayer):
         super().__init__()
         self.tail_keys, self.tail_values = storage.kept(), storage.kept()
         self.tail_heads = 0  # kv-heads, known with the first tokens
+        self._none: list[Tensor] = []  # no keys and no values, (batch, kv-heads, 0, head_dim)
 
     @abstractmethod
     def context_segment(self) -> Segment:
@@ -40,6 +42,24 @@ class TailedLayer(TwoPhaseLayer):
         self.tail_heads = keys.shape[1]
         self.tail_keys.append(keys)
         self.tail_values.append(values)
+
+    def growing(self) -> Sequence[RowBuffer] | None:
+        return (self.tail_keys, self.tail_values)
+
+    def fix_shapes(self, steps: Steps) -> None:
+        if not len(self.tail_keys):
+            self.append(*self._none)
+        super().fix_shapes(steps)
+
+    def compress(self) -> None:
+        if not self.compressed and self.is_initialized:
+            exact = (self.exact_keys.view(), self.exact_values.view())
+            self._none = [rows.new_empty(*rows.shape[:2], 0, rows.shape[3], device=self.home) for rows in exact]
+        super().compress()
+
+    def map_batch(self, select: Callable[[Tensor], Tensor]) -> None:
+        super().map_batch(select)
+        self._none = [select(rows) for rows in self._none]
 
     def tail_segments(self) -> list[Segment]:
         """The exact tokens: one segment, or none."""

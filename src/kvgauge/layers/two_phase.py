@@ -67,7 +67,7 @@ class TwoPhaseLayer(LayerCache):
     def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.logical_length += key_states.shape[-2]
+        self.came(key_states.shape[-2])
         if self.compressed:
             self.append(key_states.to(self.home), value_states.to(self.home))
         else:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kvgauge.kernels.cpu.stored_rows import StoredRows, plain_rows
 from kvgauge.store.rows import RowBuffer
+from kvgauge.store.steps import Steps
 
 GROWTH_STEP = 64  # tokens: a copy every 64 tokens costs 1/64 of one read of the cache a token
 
@@ -29,9 +30,14 @@ class GrowingBuffer(RowBuffer):
         self.length = 0
         self._reserved = 0  # tokens of capacity of the first allocation
         self._storage: Tensor | None = None  # (…, capacity, dimension), the last two swapped if dimension_major
+        self._fixed: tuple[int, Tensor] | None = None  # rows before the shape was fixed, and the count of those since
 
     def append(self, rows: Tensor) -> None:
-        """Add rows (…, new tokens, dimension)."""
+        """Add rows (…, new tokens, dimension); one, where the shape is fixed."""
+        if self._fixed is not None:
+            start, taken = self._fixed
+            self.view().index_copy_(-2, taken + start, rows)
+            return
         new = rows.shape[-2]
         if self._storage is None:
             self._storage = self._empty(rows, max(new, self.step, self._reserved))
@@ -68,6 +74,20 @@ class GrowingBuffer(RowBuffer):
             return
         if tokens > self._capacity:
             self._resize(tokens)
+
+    def fix(self, steps: Steps) -> None:
+        if self._storage is None:
+            raise RuntimeError("the buffer is empty: append before its shape is fixed")
+        start = self.length
+        self._resize(start + steps.room)
+        self.length = start + steps.room
+        self._slots(start, self.length).zero_()
+        torch._dynamo.mark_static_address(self._storage)
+        self._fixed = start, steps.on(self._storage.device)
+
+    def release(self, steps: Steps) -> None:
+        assert self._fixed is not None
+        self.length, self._fixed = self._fixed[0] + steps.count(), None
 
     def view(self) -> Tensor:
         """The rows, as a view (…, length, dimension).
@@ -129,7 +149,7 @@ class GrowingBuffer(RowBuffer):
 
     def clear(self) -> None:
         """Free the storage."""
-        self._storage, self.length = None, 0
+        self._storage, self.length, self._fixed = None, 0, None
 
     @property
     def _capacity(self) -> int:

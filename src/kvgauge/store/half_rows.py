@@ -10,6 +10,7 @@ from torch import Tensor
 from kvgauge.kernels.cpu.stored_rows import StoredRows
 from kvgauge.store.buffers import GROWTH_STEP, GrowingBuffer
 from kvgauge.store.rows import BlockwiseRows
+from kvgauge.store.steps import Steps
 
 
 def half_of(dtype: torch.dtype) -> torch.dtype:
@@ -50,6 +51,12 @@ class HalfRows(BlockwiseRows):
 
     def reserve(self, tokens: int) -> None:
         self.stored.reserve(tokens)
+
+    def fix(self, steps: Steps) -> None:
+        self.stored.fix(steps)
+
+    def release(self, steps: Steps) -> None:
+        self.stored.release(steps)
 
     def trim(self) -> None:
         self.stored.trim()

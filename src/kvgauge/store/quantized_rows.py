@@ -23,6 +23,7 @@ from kvgauge.store.buffers import GrowingBuffer
 from kvgauge.store.half_rows import HalfRows
 from kvgauge.store.quantized_values import quantize
 from kvgauge.store.rows import BlockwiseRows
+from kvgauge.store.steps import Steps
 from kvgauge.store.tiles import TiledBuffer
 
 WRITE = 1024  # tokens that are quantised at once: temporary copies of a whole context would outweigh its codes
@@ -155,6 +156,14 @@ class TokenQuantizedRows(QuantizedRows):
         ]
         self.codes.append(pack(torch.cat([part.codes for part in parts], dim=-1), self.bits))
         self.parameters.append(torch.cat([part.scale for part in parts] + [part.minimum for part in parts], dim=-1))
+
+    def fix(self, steps: Steps) -> None:
+        for part in (self.codes, self.parameters):
+            part.fix(steps)
+
+    def release(self, steps: Steps) -> None:
+        for part in (self.codes, self.parameters):
+            part.release(steps)
 
     def crop(self, tokens: int) -> None:
         self.codes.crop(tokens)

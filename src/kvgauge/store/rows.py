@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from kvgauge.errors import UserError
 from kvgauge.kernels.cpu.stored_rows import StoredRows
+from kvgauge.store.steps import Steps
 
 
 class RowBuffer(ABC):
@@ -57,6 +59,21 @@ class RowBuffer(ABC):
     def room(self) -> int:
         """Rows that `append` can add and `crop` take back without a trace, 0 where that is not sure."""
         return 0
+
+    def fix(self, steps: Steps) -> None:
+        """Take room for `steps.room` more rows at once: from now on an append writes one row, and no shape changes.
+
+        The buffer is then as long as it will be, with zeros where nothing has been written: whoever reads it hides
+        them.
+
+        Raises:
+            UserError: rows of this kind change their shape as they come.
+        """
+        raise UserError(f"{type(self).__name__} change their shape as tokens come: their decode steps are no one graph")
+
+    def release(self, steps: Steps) -> None:
+        """Be as long as what was written, and grow again."""
+        raise UserError(f"{type(self).__name__} were not fixed")
 
     @abstractmethod
     def map_batch(self, select: Callable[[Tensor], Tensor]) -> None:

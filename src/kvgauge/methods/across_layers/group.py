@@ -250,6 +250,9 @@ class CrossLayerLayer(TailedLayer):
         if self.first_columns is not None:
             self.first_columns = select(self.first_columns)
 
+    def growing(self) -> Sequence[RowBuffer] | None:
+        return None if self.group.settings.fold_every is not None else super().growing()
+
     def reversible_tokens(self) -> int:
         settings = self.group.settings
         if settings.selection is not None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from kvgauge.kernels.cpu.operators import compiled_for
 from kvgauge.methods.merging.merge_entries import Entries
 from kvgauge.store.buffers import GrowingBuffer
+from kvgauge.store.steps import Steps
 
 
 class EntryBuffers:
@@ -63,6 +64,31 @@ class EntryBuffers:
         if len(self.hessian):
             past = self.hessian.view()
             self.hessian.append(past.new_full((*shape, past.shape[-1]), torch.nan))
+
+    def fix(self, steps: Steps, counting: bool) -> None:
+        """See `kvgauge.store.rows.RowBuffer.fix`; places that are still empty have cardinality 0.
+
+        Args:
+            steps: of the cache.
+            counting: column sums will be added.
+        """
+        keys = self.keys.view()
+        if not len(self.counts):
+            self.counts.append(keys.new_ones(keys.shape[0], len(self), 1, dtype=torch.int32))
+        if counting and not len(self.attention):
+            self.attention.append(
+                keys.new_zeros(*keys.shape[:3], 1, dtype=torch.promote_types(keys.dtype, torch.float32))
+            )
+        for buffer in self._held():
+            buffer.fix(steps)
+
+    def release(self, steps: Steps) -> None:
+        """See `kvgauge.store.rows.RowBuffer.release`."""
+        for buffer in self._held():
+            buffer.release(steps)
+
+    def _held(self) -> Sequence[GrowingBuffer]:
+        return [buffer for buffer in self.all() if len(buffer)]
 
     # -- what merges need ----------------------------------------------------------------------------------------
 

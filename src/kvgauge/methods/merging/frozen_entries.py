@@ -18,6 +18,7 @@ from kvgauge.methods.merging.layer_entries import LayerEntries
 from kvgauge.methods.merging.positions import NewTokens
 from kvgauge.store.buffers import GrowingBuffer
 from kvgauge.store.rows import RowBuffer
+from kvgauge.store.steps import Steps
 
 
 class FrozenEntries(LayerEntries):
@@ -60,7 +61,7 @@ class FrozenEntries(LayerEntries):
             if not len(self.cardinalities):
                 self.cardinalities.append(ones[:, :before])
             self.cardinalities.append(ones[:, before:] if valid is None else valid.int()[..., None])
-        self.layer.logical_length += new
+        self.layer.came(new)
         self.layer.append(keys, values)
 
     def attend(self, query: Tensor, scaling: float, valid: Tensor | None = None) -> Tensor:
@@ -75,6 +76,19 @@ class FrozenEntries(LayerEntries):
 
     def completed(self, successor: Callable[[], TwoPhaseLayer] | None) -> LayerEntries:
         return self
+
+    # -- steps of one shape --------------------------------------------------------------------------------------
+
+    def fix_shapes(self, steps: Steps) -> None:
+        if not len(self.cardinalities):
+            keys = self.layer.buffers()[0].dense()
+            self.cardinalities.append(keys.new_ones(keys.shape[0], len(self), 1, dtype=torch.int32))
+        self.layer.fix_shapes(steps)
+        self.cardinalities.fix(steps)
+
+    def release_shapes(self, steps: Steps) -> None:
+        self.layer.release_shapes()
+        self.cardinalities.release(steps)
 
     # -- what the layer is asked ---------------------------------------------------------------------------------
 

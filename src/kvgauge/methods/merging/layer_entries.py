@@ -10,6 +10,7 @@ from torch import Tensor
 from kvgauge.layers.two_phase import TwoPhaseLayer
 from kvgauge.methods.merging.positions import NewTokens
 from kvgauge.store.rows import RowBuffer
+from kvgauge.store.steps import Steps
 
 
 class LayerEntries(ABC):
@@ -74,6 +75,16 @@ class LayerEntries(ABC):
         Args:
             successor: makes the layer that takes them over; None where they go on merging.
         """
+
+    # -- steps of one shape --------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def fix_shapes(self, steps: Steps) -> None:
+        """See `kvgauge.layers.cache.KVCache.fix_shapes`."""
+
+    @abstractmethod
+    def release_shapes(self, steps: Steps) -> None:
+        """See `kvgauge.layers.cache.KVCache.release_shapes`."""
 
     # -- what the layer is asked ---------------------------------------------------------------------------------
 

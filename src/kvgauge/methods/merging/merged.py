@@ -33,6 +33,7 @@ from kvgauge.methods.merging.positions import NewTokens, RunningPositions
 from kvgauge.methods.merging.tally import Tally
 from kvgauge.methods.merging.windows import Windows
 from kvgauge.store.rows import RowBuffer
+from kvgauge.store.steps import Steps
 
 
 class MergedLayer(LayerCache):
@@ -87,7 +88,7 @@ class MergedLayer(LayerCache):
             self.lazy_initialization(key_states, value_states)
             self.windows.begin(key_states.shape[0])
             self.positions.begin([0] * key_states.shape[0])
-        self.logical_length += key_states.shape[-2]
+        self.came(key_states.shape[-2])
         self._incoming = (key_states, value_states)
         return self, self
 
@@ -129,6 +130,19 @@ class MergedLayer(LayerCache):
         self.windows.fixed = self._expected_limits(final=True)
         self.entries = self.entries.completed(self.freeze and partial(self.freeze, self.logical_length))
         self.compressed = True
+
+    def fix_shapes(self, steps: Steps) -> None:
+        """See `LayerCache.fix_shapes`."""
+        self.entries.fix_shapes(steps)
+        self.positions.prepare(self.device)
+        self.steps = steps
+        self.logical_length += steps.room
+
+    def release_shapes(self) -> None:
+        """See `LayerCache.release_shapes`."""
+        assert self.steps is not None
+        self.entries.release_shapes(self.steps)
+        super().release_shapes()
 
     def fill(self, keys: Tensor, values: Tensor) -> None:
         """See `LayerCache.fill`; it gets as many entries as it keeps of so many tokens, each standing for as many."""

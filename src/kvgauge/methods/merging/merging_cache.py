@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kvgauge.attend.mask import Mask
+from kvgauge.errors import UserError
 from kvgauge.layers.adoption import Prefill
 from kvgauge.layers.cache import KVCache
 from kvgauge.methods.merging.positions import NewTokens
@@ -56,6 +57,8 @@ class MergingCache(KVCache):
 
     def observe(self, query: Tensor, mask: Mask, position_ids: Tensor | None) -> None:
         super().observe(query, mask, position_ids)
+        if self.steps is not None:
+            return
         queries, total = query.shape[2], self.get_seq_length()
         assert self.positions is not None
         positions = self.positions[:, -queries:]
@@ -77,6 +80,12 @@ class MergingCache(KVCache):
         known = lags.device.type == "cpu" or queries > 1 or self.valid is None
         lagging = bool(lags.any()) if known else True
         self._new = {query.device: NewTokens(valid, lags if lagging else None)}
+
+    def fix_shapes(self, tokens: int) -> None:
+        if any(new.lags is not None and bool(new.lags.any()) for new in self._new.values()):
+            raise UserError("the model's positions are not those of the tokens: decode steps are no one graph")
+        self._new = {layer.device: NewTokens() for layer in self.own}
+        super().fix_shapes(tokens)
 
     def _map_records(self, select: Callable[[Tensor], Tensor]) -> None:
         super()._map_records(select)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kvgauge.attend.counted_attention import cardinality_attention, counted_attention
+from kvgauge.errors import UserError
 from kvgauge.layers.two_phase import TwoPhaseLayer
 from kvgauge.methods.merging.entry_buffers import EntryBuffers
 from kvgauge.methods.merging.frozen_entries import FrozenEntries
@@ -28,6 +29,7 @@ from kvgauge.methods.merging.positions import NewTokens, RunningPositions
 from kvgauge.methods.merging.tally import Tally
 from kvgauge.methods.merging.windows import Windows
 from kvgauge.store.rows import RowBuffer
+from kvgauge.store.steps import Steps
 
 
 class MergingEntries(LayerEntries):
@@ -46,6 +48,7 @@ class MergingEntries(LayerEntries):
         self.policy, self.windows, self.positions, self.tally = policy, windows, positions, tally
         self.held = EntryBuffers(at_end=policy.traits.position == "last")
         self.groups = 1  # query heads of a kv-head
+        self.fixed = False  # windows are not counted: see `fix_shapes`
 
     def take(self, keys: Tensor, values: Tensor, cardinalities: Tensor, tokens: int) -> None:
         """Hold, where nothing was, what is left of a context.
@@ -104,6 +107,8 @@ class MergingEntries(LayerEntries):
     @torch.no_grad()
     def append(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:
         self.held.append(keys.detach(), values.detach(), valid)
+        if self.fixed:
+            return
         new, rows = keys.shape[2], len(self.windows.counts)
         added = [new] * rows if valid is None else valid.sum(dim=1).tolist()
         interrupted = self.windows.interrupted(added, new)
@@ -152,6 +157,24 @@ class MergingEntries(LayerEntries):
             self.held.arrange_for_decoding()
             return self
         return FrozenEntries(successor(), *self.readable(), self.held.cardinalities)
+
+    # -- steps of one shape --------------------------------------------------------------------------------------
+
+    def fix_shapes(self, steps: Steps) -> None:
+        fresh = max(self.windows.fresh)
+        if fresh + steps.room >= self.policy.window:
+            raise UserError(
+                f"{self.policy.name} merges after {self.policy.window - fresh} more tokens, and the shapes change: "
+                f"fix them for fewer tokens, or take a larger window"
+            )
+        self.held.fix(steps, self._counting())
+        self.fixed = True
+
+    def release_shapes(self, steps: Steps) -> None:
+        self.held.release(steps)
+        self.windows.add([steps.count()] * len(self.windows.counts))
+        self.tally.most_entries = max(self.tally.most_entries, *self.windows.counts)
+        self.fixed = False
 
     # -- making room ---------------------------------------------------------------------------------------------
 

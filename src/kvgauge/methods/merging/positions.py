@@ -70,6 +70,10 @@ class RunningPositions:
         query, keys = both.split([query.shape[1], keys.shape[1]], dim=1)
         return query, keys
 
+    def prepare(self, device: torch.device) -> None:
+        """Have the angles ready for tokens on `device` that stand at the model's positions but for the lags."""
+        self._turning_of(None, torch.empty(0, device=device))
+
     def _turning_of(self, new_lags: Tensor | None, query: Tensor) -> tuple[Tensor, Tensor] | None:
         """From the model's positions to the running ones; None where they are the same."""
         if not any(self.lags):

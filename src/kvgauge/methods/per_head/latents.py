@@ -197,6 +197,9 @@ class LatentLayer(TwoPhaseLayer):
             self.recent_values,
         )
 
+    def growing(self) -> Sequence[RowBuffer] | None:
+        return None if self.window else (self.latent_keys, self.latent_values)
+
     def map_batch(self, select: Callable[[Tensor], Tensor]) -> None:
         super().map_batch(select)
         self.sinks.map_columns(select)
