@@ -1,8 +1,8 @@
 """How a stage is run from the command line: Hydra in front, one-line errors behind.
 
 A stage is a function of the composed configuration. `stage` makes it a command: ``kvgauge <name>``, and in a clone
-``python -m pipelines.<name>``, with overrides, ``-m`` for sweeps. A mistake of the user, a full disk and a closed
-directory end in one line and exit code 2; anything else is a defect and keeps its traceback.
+``python -m pipelines.<name>``, with overrides, ``-m`` for sweeps. A mistake of the user, a full disk or device and a
+closed directory end in one line and exit code 2; anything else is a defect and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -92,6 +92,12 @@ def _guarded(run: Callable[[DictConfig], object]) -> Callable[[DictConfig], obje
             _end(unwritable(error.filename or "a file", error))
         except UserError as error:
             _end(error)
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch's, which most stages import and some need not
+                raise
+            _end(
+                UserError(f"the device is full ({_first_line(error)[:120]}): take a smaller batch or a shorter context")
+            )
 
     return guarded
 

@@ -6,7 +6,7 @@ import pytest
 
 import kvgauge
 from kvgauge.errors import UserError
-from kvgauge.simulation.running import run_on_cpu
+from kvgauge.simulation.running import run_on_cpu, run_on_devices
 from kvgauge.testing import check_run
 from tests.devices.cases import CASES, LOOSE
 from tests.devices.launches import MODEL, PLACEMENTS, measured, prepared, read, run
@@ -38,3 +38,23 @@ def test_every_method_is_here():
     names = {name for name, _ in CASES.values()}
     missing = {name for name in kvgauge.list_methods() if not name.startswith("kvpress/")} - names
     assert not missing
+
+
+@pytest.mark.parametrize("case", ["full", "kqsvd", "ksvd", "xkv", "xkv fold"])
+def test_latents_of_mla(case, fit):
+    name, options = CASES[case]
+    method, model = kvgauge.build_method(name, **options), kvgauge.load_model("tiny/deepseek_v2")[0]
+    fitted = fit(method, "tiny/deepseek_v2")
+    for devices, padded in PLACEMENTS.values():
+        expected = run_on_cpu(method, model, fitted, padded=padded)
+        check_run(f"{case} of MLA", run_on_devices(method, model, fitted, devices, padded=padded), expected)
+
+
+@pytest.mark.parametrize("architecture", ["gemma3", "qwen3_5", "gpt_oss"])
+def test_models_with_layers_of_other_kinds(architecture, attached):
+    model = attached(architecture)
+    for name, options in {"full": {}, "kvslimmer": {"budget": 0.7}, "xkv": {"budget": 0.7, "group_size": 2}}.items():
+        method = kvgauge.build_method(name, **options)
+        expected = run_on_cpu(method, model, None, padded=True)
+        run = run_on_devices(method, model, None, ["cuda:0", "cuda:1"], padded=True)
+        check_run(f"{name} of {architecture}", run, expected)

@@ -82,3 +82,16 @@ def test_the_command_ends_with_2():
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("kvgauge: ") and "Traceback" not in done.stderr
+
+
+def test_a_full_device_ends_a_stage_with_2(tmp_path):
+    (tmp_path / "full_device.py").write_text(
+        "import torch\nfrom kvgauge.stage import stage\n"
+        "def run(cfg):\n    raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20 GiB.\\nAnd more.')\n"
+        "if __name__ == '__main__':\n    stage(run)()\n"
+    )
+    command = [sys.executable, str(tmp_path / "full_device.py"), "model=tiny/llama"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "the device is full (CUDA out of memory. Tried to allocate 20 GiB.)" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -99,18 +99,20 @@ class LatentAttentionLayer(TakesLatents, TwoPhaseLayer):
         if self.projections.cheaper_expanded(query.shape[2], latents.shape[2], rotary.shape[3]):
             keys, values = self.projections.expand(latents, rotary)
             return exact_attention(query, keys, values, mask, scaling)
-        return self._attend_segments([LatentTokens(latents, rotary)], query, mask, scaling)
+        return self._attend_segments([LatentTokens(latents, rotary)], query, mask, scaling, query.device)
 
     def attend_compressed(self, query: Tensor, mask: Mask, scaling: float) -> Tensor:
-        return self._attend_segments(self.segments(), query, mask, scaling)
+        return self._attend_segments(self.segments(), query, mask, scaling, self.home)
 
     def attend_at_home(self, query: Tensor, mask: Mask, scaling: float) -> Tensor:
         return self.attend_compressed(query, mask, scaling)  # the up-projections stay with the model's layer
 
-    def _attend_segments(self, segments: list[Segment], query: Tensor, mask: Mask, scaling: float) -> Tensor:
+    def _attend_segments(
+        self, segments: list[Segment], query: Tensor, mask: Mask, scaling: float, home: torch.device
+    ) -> Tensor:
         assert self.projections is not None
-        absorbed = self.projections.absorb(query).to(self.home)
-        output = segmented_attention(absorbed, segments, mask.to(self.home), scaling)
+        absorbed = self.projections.absorb(query).to(home)
+        output = segmented_attention(absorbed, segments, mask.to(home), scaling)
         return self.projections.expand_output(output.to(query.device))
 
 

@@ -89,9 +89,11 @@ class TwoPhaseLayer(LayerCache):
         return self._attend(query, mask, scaling)
 
     def _attend(self, query: Tensor, mask: Mask, scaling: float) -> Tensor:
-        if not self.compressed:
+        if self.compressed:
+            return self.attend_at_home(query, mask, scaling)
+        if query.device == self.device:
             return self.attend_exact(query, mask, scaling)
-        return self.attend_at_home(query, mask, scaling)
+        return self.attend_exact(query.to(self.device), mask.to(self.device), scaling).to(query.device)
 
     def attend_at_home(self, query: Tensor, mask: Mask, scaling: float) -> Tensor:
         """`attend_compressed` where the compressed tokens live: queries and outputs are what is small to move."""

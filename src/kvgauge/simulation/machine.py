@@ -66,10 +66,12 @@ class SimulatedMachine(TorchDispatchMode):
         SimulatedTensor.machine = self
         self._lifted = torch._C._only_lift_cpu_tensors()
         torch._C._set_only_lift_cpu_tensors(True)
+        # of a generation that is too old for the kernels that others choose by it, and that are not here
+        properties = SimpleNamespace(total_memory=self._memory, major=7, minor=5)
         replaced: dict[str, Callable[..., Any]] = {
             "_lazy_init": lambda: None,
             "synchronize": self._synchronize,
-            "get_device_properties": lambda device=None: SimpleNamespace(total_memory=self._memory),
+            "get_device_properties": lambda device=None: properties,
             "mem_get_info": lambda device=None: (self._memory, self._memory),
         }
         for name, function in replaced.items():
@@ -112,8 +114,7 @@ class SimulatedMachine(TorchDispatchMode):
         plain = [_plain(item) for item in flat]
         plain_args, plain_kwargs = tree_unflatten(plain, spec)
         plain_kwargs.pop("pin_memory", None)
-        # a wrapper cannot carry torch's mark of a conjugate that is still to be taken
-        out = plain_args[0].conj_physical() if name == "_conj" else func(*plain_args, **plain_kwargs)
+        out = _computed(func, name, plain_args, plain_kwargs)
         self._count(func, name, plain_kwargs)
         if label.type == "cpu":
             return args[0] if name == "copy_" else out
@@ -220,6 +221,15 @@ def _unwatched(cls: type[Tensor], *_: Any) -> Tensor:
     """A tensor of a subclass, as torch makes it where no mode looks on: it wants to be the first to see it."""
     with _disable_current_modes():
         return Tensor.__new__(cls)
+
+
+def _computed(func: Any, name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """An operator on the CPU, where it is not what it is on a GPU."""
+    if name == "_conj":  # a wrapper cannot carry torch's mark of a conjugate that is still to be taken
+        return args[0].conj_physical()
+    if name == "histc" and not args[0].is_floating_point():  # CUDA counts integers
+        return func(args[0].double(), *args[1:], **kwargs).to(args[0].dtype)
+    return func(*args, **kwargs)
 
 
 def _plain(item: Any) -> Any:
