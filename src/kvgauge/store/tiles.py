@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kvgauge.kernels.cpu.stored_rows import TILE
 from kvgauge.store.buffers import GROWTH_STEP
+from kvgauge.store.steps import Steps
 
 
 class TiledBuffer:
@@ -33,6 +34,7 @@ class TiledBuffer:
         self.length = self.lead = self.slots = self.width = 0
         self.stored: Tensor | None = None
         self._reserved = 0
+        self._fixed: tuple[int, Tensor] | None = None  # slots before the shape was fixed, and the count of rows since
 
     def begin(self, lead: int) -> None:
         """Leave so many slots of the first tile empty, below `TILE`; the buffer must be empty."""
@@ -45,7 +47,10 @@ class TiledBuffer:
             self._resize(_whole(self.lead + tokens))
 
     def append(self, rows: Tensor) -> None:
-        """Add rows (…, new tokens, width)."""
+        """Add rows (…, new tokens, width); one, where the shape is fixed."""
+        if self._fixed is not None:
+            self._put(rows, self._fixed[0] + self._fixed[1])
+            return
         new = rows.shape[-2]
         first = self.lead + self.length
         if self.stored is None:
@@ -66,6 +71,27 @@ class TiledBuffer:
             tile = (first + begun) // TILE
             middle = rows[..., begun : begun + whole, :].unflatten(-2, (-1, TILE)).mT
             tiles[..., tile : tile + whole // TILE, :, :].copy_(middle)
+
+    def _put(self, row: Tensor, slot: Tensor) -> None:
+        """Write one row (…, 1, width) in a slot whose number is on the device, (1,)."""
+        assert self.stored is not None
+        columns = torch.arange(self.width, device=slot.device) * TILE
+        places = slot // TILE * (self.width * TILE) + columns + slot % TILE
+        self.stored.index_copy_(-1, places, row.squeeze(-2))
+
+    def fix(self, steps: Steps) -> None:
+        """See `kvgauge.store.rows.RowBuffer.fix`."""
+        assert self.stored is not None
+        start = self.lead + self.length
+        self._resize(_whole(start + steps.room))
+        self.length += steps.room
+        torch._dynamo.mark_static_address(self.stored)
+        self._fixed = start, steps.on(self.stored.device)
+
+    def release(self, steps: Steps) -> None:
+        """See `kvgauge.store.rows.RowBuffer.release`."""
+        self.length += steps.count() - steps.room
+        self._fixed = None
 
     def block(self, start: int, stop: int) -> Tensor:
         """A copy of the rows from `start` to `stop`, (…, stop − start, width)."""
@@ -97,6 +123,7 @@ class TiledBuffer:
     def clear(self) -> None:
         """Free the storage."""
         self.stored, self.length, self.lead, self.slots = None, 0, 0, 0
+        self._fixed = None
 
     def nbytes(self) -> int:
         """Bytes of the live storage, spare capacity included."""

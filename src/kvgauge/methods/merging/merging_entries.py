@@ -162,6 +162,8 @@ class MergingEntries(LayerEntries):
 
     def fix_shapes(self, steps: Steps) -> None:
         fresh = max(self.windows.fresh)
+        if self.policy.ahead:
+            raise UserError(f"{self.policy.name} looks ahead before it merges: its decode steps are no one graph")
         if fresh + steps.room >= self.policy.window:
             raise UserError(
                 f"{self.policy.name} merges after {self.policy.window - fresh} more tokens, and the shapes change: "
