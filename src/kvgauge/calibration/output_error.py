@@ -83,7 +83,8 @@ def held_out_layers(model: PreTrainedModel, sequences: Tensor) -> Iterator[list[
         ).hidden_states
         layers = []
         for state, weight, stream in zip(seen, weights, (streams[index] for index in facts.compressed), strict=True):
-            exact = attention_output(state.queries, state.keys, state.values, columns, weight, state.scaling)
-            scale = float((stream[:, columns] + exact).double().square().sum())
-            layers.append(HeldOutLayer(state, columns, weight, exact, scale))
+            own = columns.to(state.keys.device)
+            exact = attention_output(state.queries, state.keys, state.values, own, weight, state.scaling)
+            scale = float((stream.to(own.device)[:, own] + exact).double().square().sum())
+            layers.append(HeldOutLayer(state, own, weight, exact, scale))
         yield layers

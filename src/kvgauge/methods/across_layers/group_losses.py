@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from kvgauge.architecture.facts import attention_device
 from kvgauge.architecture.head_frame import HeadFrame
 from kvgauge.architecture.rotations import layer_rotation
 from kvgauge.calibration.allocation import interpolated, ladder
@@ -109,7 +110,7 @@ def _measured(
     for column, rank in enumerate(ranks):
         group.keys, group.values = keys.truncated(rank), values.truncated(rank)
         for member, layer, frame in zip(group.members, layers, frames, strict=True):
-            guess_keys, guess_values = member.context_dense()
+            guess_keys, guess_values = (states.to(layer.seen.keys.device) for states in member.context_dense())
             losses[0, column] += layer.loss(frame.model_keys(guess_keys), layer.seen.values)
             losses[1, column] += layer.loss(layer.seen.keys, guess_values)
     key_curve, value_curve = (interpolated([*ranks, limit], [*row.tolist(), 0.0]) for row in losses)
@@ -119,16 +120,18 @@ def _measured(
 def _fill(
     group: CrossLayerGroup, layers: Sequence[HeldOutLayer], members: range, model: PreTrainedModel
 ) -> CrossLayerGroup:
-    """The group with the subspaces of its layers."""
+    """The group with the subspaces of its layers, on the device of the first."""
+    home = layers[members[0]].seen.keys.device
     for member, index, frame in zip(group.members, members, _frames(group, members, model), strict=True):
-        member.store(frame.keys(layers[index].seen.keys), layers[index].seen.values)
+        seen = layers[index].seen
+        member.store(frame.keys(seen.keys).to(home), seen.values.to(home))
     return group
 
 
 def _frames(group: CrossLayerGroup, members: range, model: PreTrainedModel) -> list[HeadFrame]:
     """In what frame each layer of a group takes its keys: that of its rotation, where it undoes one."""
     return [
-        HeadFrame() if rotation is None else layer_rotation(model, index).frame
+        HeadFrame() if rotation is None else layer_rotation(model, index).frame.to(attention_device(model, index))
         for rotation, index in zip(group.rotations, members, strict=True)
     ]
 

@@ -80,8 +80,10 @@ def calibration_samples(
             rotation, frame = rotations[observation.layer], frames[observation.layer]
             states = _with_gradient(observation.keys)
             if frame is not None:  # a gradient in keys goes the way of queries
-                states = (frame.keys(states[0]), frame.queries(states[1]))
-            keys, key_slope = (key_rows(part, positions, rotation) for part in states)
+                placed = frame.to(observation.keys.device)
+                states = (placed.keys(states[0]), placed.queries(states[1]))
+            own = positions.to(observation.keys.device)
+            keys, key_slope = (key_rows(part, own, rotation) for part in states)
             values, value_slope = (value_rows(part) for part in _with_gradient(observation.values))
             layer.keys.append(keys[0, sinks:].cpu())
             layer.values.append(values[0, sinks:].cpu())
