@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from kvgauge.simulation.machine import SimulatedMachine
+from kvgauge.simulation.tensor import simulated
 from kvgauge.store.buffers import GrowingBuffer
 
 LAYOUTS = pytest.mark.parametrize("dimension_major", [False, True])
@@ -113,3 +115,16 @@ def test_trim_gives_back_spare_capacity(dimension_major: bool) -> None:
     buffer.trim()
     assert buffer.nbytes() == whole.nbytes
     assert torch.equal(buffer.view(), whole)
+
+
+def test_devices_read_one_token_after_another():
+    rows = torch.randn(2, 3, 5, 4)
+    with SimulatedMachine():
+        placed = simulated(rows, "cuda:0")
+        for fill in (GrowingBuffer.append, GrowingBuffer.set, GrowingBuffer.share):
+            buffer = GrowingBuffer(dimension_major=True)
+            fill(buffer, placed)
+            assert buffer.view().stride(-1) == 1 and torch.equal(buffer.view().numbers, rows)
+    buffer = GrowingBuffer(dimension_major=True)
+    buffer.append(rows)
+    assert buffer.view().stride(-2) == 1

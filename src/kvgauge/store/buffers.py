@@ -21,7 +21,8 @@ class GrowingBuffer(RowBuffer):
         step: tokens of capacity added when the storage is full.
         dimension_major: keep the tokens of one dimension side by side in memory, instead of the dimensions of one
             token. What goes in and comes out has the same shapes. Products of a few queries with many tokens then run
-            along contiguous tokens: on a CPU they come much closer to the memory's bandwidth.
+            along contiguous tokens: on a CPU they come much closer to the memory's bandwidth. Kernels of other devices
+            read one token after another: there the rows stand as they come.
     """
 
     def __init__(self, step: int = GROWTH_STEP, *, dimension_major: bool = False) -> None:
@@ -40,6 +41,7 @@ class GrowingBuffer(RowBuffer):
             return
         new = rows.shape[-2]
         if self._storage is None:
+            self._suit(rows)
             self._storage = self._empty(rows, max(new, self.step, self._reserved))
         elif self.length + new > self._capacity:
             self._resize(self.length + max(new, self.step))
@@ -47,6 +49,7 @@ class GrowingBuffer(RowBuffer):
         self.length += new
 
     def set(self, rows: Tensor, valid: Tensor | None = None) -> None:
+        self._suit(rows)
         if rows._base is None and not self.dimension_major:
             self._storage = rows.contiguous()
         else:
@@ -65,6 +68,7 @@ class GrowingBuffer(RowBuffer):
 
     def share(self, rows: Tensor) -> None:
         """Hold `rows` without copying them; an append copies first."""
+        self._suit(rows)
         self._storage, self.length = self._swapped(rows), rows.shape[-2]
 
     def reserve(self, tokens: int) -> None:
@@ -162,6 +166,10 @@ class GrowingBuffer(RowBuffer):
         if self.dimension_major:
             return self._storage[..., start:stop].mT
         return self._storage[..., start:stop, :]
+
+    def _suit(self, rows: Tensor) -> None:
+        """The layout for the device of the first rows."""
+        self.dimension_major = self.dimension_major and rows.device.type == "cpu"
 
     def _swapped(self, rows: Tensor) -> Tensor:
         """Rows in the layout of the storage, and back."""

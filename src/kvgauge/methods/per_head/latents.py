@@ -122,9 +122,14 @@ class LatentLayer(TwoPhaseLayer):
         self.projections = self.source(tokens)
         split = max(min(self.sinks.limit, tokens), tokens - self.window)
         others_keys, others_values, valid = self.sinks.take(keys[:, :, :split], values[:, :, :split], self.valid)
-        # Aᵀ Kᵀ is the product in the layout of the buffers: no copy is needed to turn it.
-        self.latent_keys.take(self.projections.A.mT @ others_keys.mT, valid)
-        self.latent_values.take(self.projections.A_v.mT @ others_values.mT, valid)
+        for latents, projection, rows in (
+            (self.latent_keys, self.projections.A, others_keys),
+            (self.latent_values, self.projections.A_v, others_values),
+        ):
+            if rows.device.type == "cpu":  # the product in the layout of the buffers: no copy is needed to turn it
+                latents.take(projection.mT @ rows.mT, valid)
+            else:
+                latents.set(rows @ projection, valid)
         if self.window:
             self.recent_keys.set(keys[:, :, split:])
             self.recent_values.set(values[:, :, split:])
