@@ -20,6 +20,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
@@ -30,8 +31,9 @@ from kvgauge.attend.counted_attention import cardinality_attention
 from kvgauge.corpora.corpus import load_corpus
 from kvgauge.errors import UserError, unknown
 from kvgauge.evaluation.statistics import sign_test
+from kvgauge.layers.cache import KVCache
 from kvgauge.layers.observing import Observation
-from kvgauge.measure.fidelity import compress_context, model_fidelity, observe
+from kvgauge.measure.fidelity import compress_context, observe
 from kvgauge.methods.merging.merging import Streaming
 from kvgauge.methods.merging.merging_entries import MergingEntries
 from kvgauge.methods.merging.positions import NewTokens, RunningPositions
@@ -97,6 +99,13 @@ def one_merge(model: PreTrainedModel, method: Streaming, seen: Observation, cont
     return float((found - exact).norm() / exact.norm())
 
 
+@torch.no_grad()
+def next_tokens(model: PreTrainedModel, ids: Tensor, last: int, cache: KVCache | None = None) -> Tensor:
+    """Log-probabilities (last, vocabulary) of the tokens behind the `last` ones of `ids`, after what `cache` holds."""
+    logits = model(input_ids=ids, past_key_values=cache, use_cache=cache is not None, logits_to_keep=last).logits[0]
+    return logits.double().log_softmax(-1)
+
+
 def against_first(values: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Any]]:
     """Means, and geometric means of the ratios to the first variant's, paired."""
     first = next(iter(values))
@@ -133,12 +142,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     for ids in tqdm(texts, desc="contexts"):
         context, continuation = ids[:, : options.tokens], ids[:, options.tokens :]
         states = observe(model, ids)
+        expected = next_tokens(model, ids, options.continuation)
         for name in options.variants:
             once = variant(name, max_entries=round(options.share * options.tokens), window=options.tokens, budget=None)
             errors[name].append([one_merge(model, once, seen, options.tokens, options.share) for seen in states])
             method = variant(name, budget=options.share, window=options.window)
             cache = compress_context(model, method, None, context)
-            kl[name].append(model_fidelity(model, method, cache, context, continuation).kl)
+            found = next_tokens(model, continuation, options.continuation, cache)
+            kl[name].append(float((expected.exp() * (expected - found)).sum(-1).mean()))
     layers = {name: [fmean(layer) for layer in zip(*rows, strict=True)] for name, rows in errors.items()}
     return {"one_merge_output_error": against_first(layers), "kl": against_first(kl)}
 
