@@ -298,7 +298,7 @@ def test_bounded_chains_keep_to_the_clip_while_that_reaches_the_limit(
     model: PreTrainedModel, limit: int, largest: int
 ) -> None:
     ids = torch.randint(3, 300, (1, 120), generator=torch.Generator().manual_seed(3))
-    cache = cache_of(model, "kvslimmer", max_entries=limit, pairs="bounded", window=120)
+    cache = cache_of(model, "kvslimmer", max_entries=limit, pairs="bounded", clip=5, window=120)
     prefill(model, ids, cache)
     cache.compress()
     for layer in cache.own:
@@ -328,6 +328,12 @@ def test_published_sets_every_trait() -> None:
     assert merging("kvslimmer", max_entries=50).traits.decided_by == "own"
 
 
+def test_chains_have_no_clip_unless_they_are_given_one_and_published_ones_have_the_codes() -> None:
+    assert merging("kvslimmer", max_entries=50).largest_cardinality is None
+    assert merging("kvslimmer", max_entries=50, clip=3).largest_cardinality == 3
+    assert merging("kvslimmer", max_entries=50, published=True).largest_cardinality == 5
+
+
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize(
     ("options", "says"),
@@ -337,7 +343,7 @@ def test_published_sets_every_trait() -> None:
         ({"published": True, "position": "first"}, "sets position of .* to last"),
         ({"published": True, "cost": "residual"}, "sets cost of"),
         ({"published": True, "clip": 3}, "sets clip of .* to 5, and clip is 3"),
-        ({"pairs": "bounded", "clip": None}, "no clip: give a clip"),
+        ({"pairs": "bounded"}, "no clip: give a clip"),
         ({"cost": "residual", "gamma": 10.0}, "is not discounted"),
         ({"cost": "residuals"}, "did you mean 'residual'"),
         ({"decided_by": "nxt"}, "did you mean 'next'"),

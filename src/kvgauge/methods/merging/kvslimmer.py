@@ -18,8 +18,9 @@ class KVSlimmer(Merging):
 
     1. Of a run of chosen pairs it merges the first two entries and drops the others: 58 to 86% of what it removes is
        dropped, so that most of its merging is eviction.
-    2. Its entries gain one entry a round, so that the clip at 5 is rarely reached. A chain of up to 24 tokens that is
-       clipped keeps the sum of its values and counts as 5: it weighs too much.
+    2. Its entries gain one entry a round, so that its clip at 5 is rarely reached. A chain of up to 24 tokens that is
+       clipped keeps the sum of its values and counts as 5, and weighs too much: chains are not clipped unless `clip`
+       says so, and ``pairs: bounded`` keeps them within it.
     3. Its cost of a pair is the attention times one number, not times the pair's cardinality.
     4. It reads the next window first, merges the past by its queries, and reads the window again; the window that is
        being read never merges.

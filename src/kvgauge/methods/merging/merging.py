@@ -188,7 +188,8 @@ class Merging(Streaming):
     Attributes:
         gamma: γ of the discount ``exp(i/γ)`` of the i-th pair, in entries; None for the papers' 4096 / ln 512.
         clip: largest cardinality that is remembered (5 in the papers' codes), None for no bound. What is clipped keeps
-            the sum of its values, and moves the positions of all that follow.
+            the sum of its values, and moves the positions of all that follow: a long chain that counts as 5 tokens and
+            has the values of all weighs too much in every output.
         pairs: ``chain`` merges runs of chosen pairs into one entry, ``bounded`` lets none grow beyond the clip,
             ``disjoint`` takes no entry twice in one round, ``drop`` merges the first two of a run and drops the others.
         cost: of a pair: ``cardinality`` (attention times tokens), ``attention``, or ``residual`` (how little of it the
@@ -204,7 +205,7 @@ class Merging(Streaming):
     """
 
     gamma: float | None = None
-    clip: int | None = 5
+    clip: int | None = None
     pairs: str | None = None
     cost: str | None = None
     decided_by: str | None = None
@@ -230,7 +231,7 @@ class Merging(Streaming):
                     f"published: true sets {option} of {self.name} to {published}, and {option} is {given}: "
                     f"leave one of the two out"
                 )
-        if self.published and self.clip != PUBLISHED_CLIP:
+        if self.published and self.clip not in (None, PUBLISHED_CLIP):
             raise UserError(
                 f"published: true sets clip of {self.name} to {PUBLISHED_CLIP}, and clip is {self.clip}: "
                 f"leave one of the two out"
@@ -254,4 +255,4 @@ class Merging(Streaming):
 
     @property
     def largest_cardinality(self) -> int | None:
-        return self.clip
+        return PUBLISHED_CLIP if self.published else self.clip
