@@ -52,6 +52,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "published": {"method": "kvslimmer", "published": True},
     "chain-attention": {"method": "kvslimmer", "pairs": "chain", "clip": None, "cost": "attention"},
     "residual": {"method": "kvslimmer", "pairs": "chain", "clip": None, "cost": "residual"},
+    "both": {"method": "kvslimmer", "pairs": "chain", "clip": None, "cost": "both"},
     "mean": {"method": "mean_merge", "pairs": "chain", "clip": None},
     "streaming_llm": {"method": "streaming_llm"},
 }

@@ -83,3 +83,14 @@ def test_entries_that_are_all_the_same_cost_nothing(rotary: Rotary) -> None:
     found = pair_costs(made, torch.tensor([1]), "residual", 10.0, rotary)
     assert found[0, 0] == math.inf
     assert found[0, 1:].isfinite().all()
+
+
+def test_both_is_the_sum_of_the_two_over_their_means(rotary: Rotary) -> None:
+    torch.manual_seed(4)
+    made = entries()
+    made.keys, made.values = torch.randn(1, 2, 4, DIM), torch.randn(1, 2, 4, DIM)
+    first = torch.tensor([1])
+    parts = [pair_costs(made, first, cost, 10.0, rotary)[0, 1:] for cost in ("cardinality", "residual")]
+    both = pair_costs(made, first, "both", 10.0, rotary)[0]
+    assert both[0] == math.inf
+    torch.testing.assert_close(both[1:], sum(part / part.mean() for part in parts))

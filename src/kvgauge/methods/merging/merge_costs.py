@@ -4,7 +4,8 @@
   its code);
 - ``attention``: the attention alone. KVSlimmer's code (arXiv 2603.00907) multiplies by one number that is the same for
   all pairs, which chooses the same pairs;
-- ``residual``: how little of an entry's key and value the other entries can stand in for, whoever attends to it.
+- ``residual``: how little of an entry's key and value the other entries can stand in for, whoever attends to it;
+- ``both``: the sum of ``cardinality`` and ``residual``, each over its mean among the pairs that may be merged.
 
 The first two are discounted by ``exp(−i/γ)`` with the pair's index i behind the start, as in both papers. They cannot
 see what nothing has asked for yet: a sentence that the question will need receives no attention while the text is read,
@@ -26,7 +27,7 @@ from torch import Tensor
 from kvgauge.architecture.rotary import Rotary
 from kvgauge.methods.merging.merge_entries import Entries
 
-COSTS = ("cardinality", "attention", "residual")
+COSTS = ("cardinality", "attention", "residual", "both")
 RIDGE = 0.1
 
 
@@ -43,19 +44,35 @@ def pair_costs(entries: Entries, first: Tensor, cost: str, gamma: float, rotary:
     Returns:
         (batch, entries − 1); infinite where a pair may not be merged.
     """
-    if cost == "residual":
-        alone = leverages(entries, first, rotary).sum(dim=1)
-        pairs = alone[:, :-1] + alone[:, 1:]
-        index = pair_index(pairs, first)
-    else:
-        attention = entries.shares.sum(dim=1)
-        pairs = attention[:, :-1] + attention[:, 1:]
-        index = pair_index(pairs, first)
-        if cost == "cardinality":
-            tokens = entries.cardinalities.to(pairs.dtype)
-            pairs = pairs * (tokens[:, :-1] + tokens[:, 1:])
-        pairs = pairs * torch.exp(-(index + 1).clamp(min=1).to(pairs.dtype) / gamma)
-    return pairs.masked_fill(index < 0, torch.inf)
+    parts = [_alone(entries, first, rotary)] if cost in ("residual", "both") else []
+    if cost != "residual":
+        parts.append(_attention(entries, first, gamma, counted=cost != "attention"))
+    allowed = pair_index(parts[0], first) >= 0
+    if len(parts) > 1:
+        parts = [part / _mean(part, allowed) for part in parts]
+    return torch.where(allowed, sum(parts[1:], parts[0]), torch.inf)
+
+
+def _attention(entries: Entries, first: Tensor, gamma: float, *, counted: bool) -> Tensor:
+    """The discounted attention to both entries of each pair, times their tokens if `counted`."""
+    attention = entries.shares.sum(dim=1)
+    pairs = attention[:, :-1] + attention[:, 1:]
+    if counted:
+        tokens = entries.cardinalities.to(pairs.dtype)
+        pairs = pairs * (tokens[:, :-1] + tokens[:, 1:])
+    return pairs * torch.exp(-(pair_index(pairs, first) + 1).clamp(min=1).to(pairs.dtype) / gamma)
+
+
+def _alone(entries: Entries, first: Tensor, rotary: Rotary) -> Tensor:
+    """The leverage scores of both entries of each pair, summed over the heads."""
+    alone = leverages(entries, first, rotary).sum(dim=1)
+    return alone[:, :-1] + alone[:, 1:]
+
+
+def _mean(part: Tensor, allowed: Tensor) -> Tensor:
+    """(batch, 1): over the allowed pairs of a row."""
+    total = torch.where(allowed, part, 0.0).sum(dim=1, keepdim=True)
+    return (total / allowed.sum(dim=1, keepdim=True).clamp(min=1)).clamp(min=torch.finfo(part.dtype).tiny)
 
 
 def pair_index(pairs: Tensor, first: Tensor) -> Tensor:

@@ -193,7 +193,7 @@ class Merging(Streaming):
         pairs: ``chain`` merges runs of chosen pairs into one entry, ``bounded`` lets none grow beyond the clip,
             ``disjoint`` takes no entry twice in one round, ``drop`` merges the first two of a run and drops the others.
         cost: of a pair: ``cardinality`` (attention times tokens), ``attention``, or ``residual`` (how little of it the
-            other entries can stand in for, see `kvgauge.methods.merging.merge_costs`).
+            other entries can stand in for, see `kvgauge.methods.merging.merge_costs`), or ``both``.
         decided_by: ``own``: a window merges with the past by its own queries; ``next``: the past merges by the queries
             of the window that comes next, which stays outside the limit.
         position: of an entry: that of its ``first`` or its ``last`` token.
