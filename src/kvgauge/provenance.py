@@ -16,9 +16,10 @@ from typing import Any
 from omegaconf import DictConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kvgauge import artifacts
+from kvgauge import artifacts, configuration
 from kvgauge.configuration import digest, plain
 from kvgauge.contract import fitting
+from kvgauge.contract.benchmark import as_benchmark
 from kvgauge.contract.fitted import Fitted
 from kvgauge.contract.identity import config, fit_version, method_version
 from kvgauge.contract.method import Method
@@ -43,9 +44,15 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def prompts_config(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Identity of the benchmark prompts."""
+    """Identity of the benchmark prompts.
+
+    Raises:
+        UserError: a benchmark that cannot be built, or whose files are missing.
+    """
+    identity = as_benchmark(configuration.build(cfg.benchmark, "benchmark")).identity()
     return {
         "benchmark": plain(cfg.benchmark),
+        **({"identity": identity} if identity else {}),
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "code": benchmark_version(cfg, "kvgauge.prompts.length"),
     }

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kvgauge.benchmarks.ruler.turns import needle_turns
 from kvgauge.errors import UserError
 from kvgauge.evaluation.units import Encoder, make_units
-from kvgauge.prompts.samples import Sample
+from kvgauge.prompts.samples import Choice, Sample
 
 Tiny = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 SampleMaker = Callable[..., list[Sample]]
@@ -39,6 +39,8 @@ def test_a_key_depends_on_what_a_cell_sees_and_on_nothing_else(encoder: Encoder,
         replace(sample, question="Which?"),
         replace(sample, answer_prefix=""),
         replace(sample, max_new_tokens=7),
+        replace(sample, stop=("\n",)),
+        replace(sample, choices=(Choice("blue"),)),
     ):
         assert key(changed) != key(sample)
 

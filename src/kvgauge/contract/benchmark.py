@@ -59,6 +59,18 @@ class Benchmark(ABC):
             UserError: a sample that cannot be scored.
         """
 
+    def details(self, sample: Sample, answer: str) -> dict[str, float]:
+        """Other figures of an answer, by name: they stand beside its score in the results."""
+        return {}
+
+    def identity(self) -> dict[str, Any]:
+        """What prompts and scores depend on beyond its configuration and its code, JSON-like: files, versions.
+
+        Raises:
+            UserError: a file of it is missing.
+        """
+        return {}
+
     @property
     def total(self) -> int | None:
         """How many samples `prompts` yields; None where that is not known beforehand."""

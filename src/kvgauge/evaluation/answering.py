@@ -11,6 +11,7 @@ prompt, as if they were read in one pass; the answer is decoded as transformers'
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,9 +26,12 @@ from kvgauge.evaluation.cell import Cell
 from kvgauge.evaluation.decoding import greedy_batch, prefill, stop_tokens
 from kvgauge.evaluation.drafting import Drafts, greedy_drafted
 from kvgauge.evaluation.frequencies import check_frequencies
+from kvgauge.evaluation.likelihood import likelihoods
+from kvgauge.evaluation.stopping import StopTexts
 from kvgauge.layers.cache import KVCache
 from kvgauge.layers.inputs import LayerInputs
 from kvgauge.methods.exact.full import Full
+from kvgauge.prompts.choices import as_text
 from kvgauge.prompts.encoding import Batch
 
 
@@ -150,12 +154,17 @@ class Answerer:
             UserError: the answer would be turned by other rotary frequencies than the prompt, and the method, or the
                 model, is not right then.
         """
-        with prompt_length(self.model, batch.width("prompt")):
-            reading = self._read(cell, batch, exact)
+        reading = self._read(cell, batch, exact)
+        if batch.choices:
+            return [[self._choose(batch, reading, lambda: self._read(cell, batch, exact).cache)]]
         return self._decode(batch, reading, drafts)
 
     def _read(self, cell: Cell, batch: Batch, exact: ExactPrefill | None) -> _Reading:
         """Everything before the answer."""
+        with prompt_length(self.model, batch.width("prompt")):
+            return self._read_prompt(cell, batch, exact)
+
+    def _read_prompt(self, cell: Cell, batch: Batch, exact: ExactPrefill | None) -> _Reading:
         model, seconds = self.model, {}
         cache = cell.method.new_cache(model, cell.fitted)
         follow_ups = sum(ids.shape[1] for ids in batch.follow_ups)
@@ -191,6 +200,8 @@ class Answerer:
         model, cache, logits, seconds = self.model, reading.cache, reading.logits, reading.seconds
         answers: list[list[Answer]] = [[] for _ in range(batch.size)]
         mask = self._mask(batch.prompt_mask)
+        ends = [StopTexts(self.tokenizer, texts) for texts in batch.stop]
+        ended = ends[0] if ends else None
         unread: list[int] = []  # tokens of the answer that the cache ends before
         for turn, limits in enumerate(batch.max_new_tokens):
             if turn:
@@ -200,10 +211,10 @@ class Answerer:
                 seconds = {"prefill": 0.0, "compress": 0.0, "question": self._now() - start}
             start, before = self._now(), cache.get_seq_length()
             if drafts is not None:
-                tokens = [greedy_drafted(model, logits, cache, limits[0], self.stop, drafts)]
+                tokens = [greedy_drafted(model, logits, cache, limits[0], self.stop, drafts, ended=ended)]
                 drafts.answers.append(tokens[0])
             else:
-                tokens = greedy_batch(model, logits, cache, limits, self.stop, mask)
+                tokens = greedy_batch(model, logits, cache, limits, self.stop, mask, ends=ends)
             seconds["decode"] = self._now() - start
             unread = tokens[0][cache.get_seq_length() - before :]
             end = _share(cache.nbytes(), batch.size)
@@ -211,6 +222,13 @@ class Answerer:
                 known = reading.measured[row] | {"nbytes_end": end, "seconds": dict(seconds)}
                 answers[row].append(Answer(text=text, **known))
         return answers
+
+    def _choose(self, batch: Batch, reading: _Reading, again: Callable[[], KVCache]) -> Answer:
+        """The log-probabilities of a prompt's choices."""
+        start, end = self._now(), reading.cache.nbytes()
+        found = likelihoods(self.model, reading.logits, reading.cache, batch.choices, again)
+        seconds = reading.seconds | {"decode": self._now() - start}
+        return Answer(text=as_text(found), **reading.measured[0] | {"nbytes_end": end, "seconds": seconds})
 
     def _measure(self, cell: Cell, cache: KVCache, batch: Batch) -> list[dict[str, Any]]:
         """Bytes and the proof that the compression happened, for each sequence."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -82,6 +82,7 @@ def greedy_batch(
     max_new_tokens: Sequence[int],
     stop: Collection[int],
     mask: Tensor | None = None,
+    ends: Sequence[Callable[[Sequence[int]], bool]] = (),
 ) -> list[list[int]]:
     """Greedy tokens of every sequence of a batch.
 
@@ -94,6 +95,7 @@ def greedy_batch(
         max_new_tokens: the longest answer of each sequence.
         stop: token ids that end an answer; not part of the result.
         mask: (batch, cached tokens), False on padding; None where nothing is padded.
+        ends: for each sequence whether the tokens of its answer end it; nothing ends it where there are none.
     """
     answers: list[list[int]] = [[] for _ in max_new_tokens]
     going = [limit > 0 for limit in max_new_tokens]
@@ -106,7 +108,7 @@ def greedy_batch(
                 going[row] = False
                 continue
             answers[row].append(token)
-            going[row] = len(answers[row]) < max_new_tokens[row]
+            going[row] = len(answers[row]) < max_new_tokens[row] and not (ends and ends[row](answers[row]))
         if not any(going):
             return answers
         if mask is not None:

@@ -11,7 +11,7 @@ merge, evict or fold as they go can forget none, and decode token by token.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -74,6 +74,7 @@ def greedy_drafted(
     max_new_tokens: int,
     stop: Collection[int],
     drafts: Drafts,
+    ended: Callable[[Sequence[int]], bool] | None = None,
 ) -> list[int]:
     """Greedy tokens of one sequence; arguments, result and the state of the cache as `decoding.greedy` has them.
 
@@ -84,23 +85,28 @@ def greedy_drafted(
         max_new_tokens: the longest answer.
         stop: token ids that end it; not part of the result.
         drafts: for this prompt.
+        ended: whether the tokens of an answer end it.
     """
     answer: list[int] = []
     chosen = logits.argmax(dim=-1)
     while len(answer) < max_new_tokens and int(chosen) not in stop:
         answer.append(int(chosen))
-        if len(answer) == max_new_tokens:
+        if len(answer) == max_new_tokens or (ended and ended(answer)):
             break
         # The answer's last token is never run through the model.
         most = min(max_new_tokens - len(answer), cache.reversible_tokens()) - 1
         draft = drafts.propose(answer, most)
         fed = torch.tensor([[answer[-1], *draft]], device=model.device)
         choices = model(input_ids=fed, past_key_values=cache, use_cache=True).logits[0].argmax(dim=-1).tolist()
-        kept = 0
-        while kept < len(draft) and draft[kept] == choices[kept] and draft[kept] not in stop:
+        kept, over = 0, False
+        while kept < len(draft) and draft[kept] == choices[kept] and draft[kept] not in stop and not over:
             kept += 1
-        if kept < len(draft):
-            cache.crop(kept - len(draft))
+            over = ended is not None and ended([*answer, *draft[:kept]])
+        run = kept - over  # the answer's last token counts as never run
+        if run < len(draft):
+            cache.crop(run - len(draft))
         answer += draft[:kept]
+        if over:
+            break
         chosen = torch.tensor([choices[kept]])
     return answer

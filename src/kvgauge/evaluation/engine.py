@@ -20,6 +20,8 @@ from kvgauge.evaluation.units import Encoder, Unit
 from kvgauge.prompts.encoding import Batch
 from kvgauge.prompts.samples import Sample
 
+SHOWN_FACTS = ("depth", "split")  # facts of a sample that stand in its rows, where it has them
+
 
 class Watcher(Protocol):
     """Sees the engine at work."""
@@ -143,6 +145,7 @@ def rows(
 def _row(cell: Cell, sample: Sample, record: Record, model_name: str, benchmark: Benchmark) -> dict[str, Any]:
     del record["seconds"]
     answer = record.pop("text")
+    details = benchmark.details(sample, answer)
     return {
         "cell": cell.label,
         "method": cell.method.name,
@@ -158,7 +161,8 @@ def _row(cell: Cell, sample: Sample, record: Record, model_name: str, benchmark:
         "answers": list(sample.answers),
         "score": score(benchmark, sample, answer),
         "truncated": bool(sample.facts.get("truncated")) or record["truncated_tokens"] > 0,
-        **({"depth": sample.facts["depth"]} if "depth" in sample.facts else {}),
+        **{name: sample.facts[name] for name in SHOWN_FACTS if name in sample.facts},
+        **({"details": details} if details else {}),
         **record,
     }
 

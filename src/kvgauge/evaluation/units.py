@@ -16,7 +16,16 @@ from kvgauge.architecture.facts import model_facts
 from kvgauge.configuration import digest
 from kvgauge.contract.benchmark import Overlong
 from kvgauge.errors import UserError
-from kvgauge.prompts.encoding import Batch, Prompt, Template, batch_of, encode, encode_follow_up
+from kvgauge.prompts.encoding import (
+    Batch,
+    EncodedChoice,
+    Prompt,
+    Template,
+    batch_of,
+    encode,
+    encode_choices,
+    encode_follow_up,
+)
 from kvgauge.prompts.samples import Sample
 
 
@@ -92,7 +101,9 @@ class Encoder:
         if not unit.conversation:
             prompts, cut = zip(*(self.prompt(sample) for sample in unit.samples), strict=True)
             limits = [sample.max_new_tokens for sample in unit.samples]
-            return batch_of(prompts, limits, self._pad()), list(cut)
+            batch = batch_of(prompts, limits, self._pad())
+            stop = [sample.stop for sample in unit.samples]
+            return replace(batch, stop=stop, choices=self._choices(unit.samples[0])), list(cut)
         first, *rest = unit.samples
         follow_ups = [
             encode_follow_up(self.tokenizer, self.template(sample), sample.question, sample.answer_prefix)
@@ -103,6 +114,12 @@ class Encoder:
         batch = batch_of([prompt], [first.max_new_tokens], self._pad())
         limits_by_turn = [[sample.max_new_tokens] for sample in unit.samples]
         return replace(batch, max_new_tokens=limits_by_turn, follow_ups=follow_ups), [cut_tokens] * len(unit.samples)
+
+    def _choices(self, sample: Sample) -> list[EncodedChoice]:
+        if not sample.choices:
+            return []
+        template = self.template(sample)
+        return encode_choices(self.tokenizer, template, sample.question, sample.answer_prefix, sample.choices)
 
     def _pad(self) -> int:
         pad = self.tokenizer.pad_token_id
@@ -129,21 +146,24 @@ def make_units(samples: Sequence[Sample], encoder: Encoder, batch_size: int = 1,
     if turns > 1:
         if batch_size > 1:
             raise UserError("turns and batch_size above 1 do not go together: set batch_size=1")
+        if any(sample.choices or sample.stop for sample in samples):
+            raise UserError("turns are questions that are answered at length, and these are not: set turns=1")
         return _conversations(samples, encoder, turns)
     measured = [encoder.prompt(sample) for sample in samples]
     alone = [sample_key(sample, encoder, cut=cut) for sample, (_, cut) in zip(samples, measured, strict=True)]
+    single = [Unit((sample,), False, (key,)) for sample, key in zip(samples, alone, strict=True)]
     if batch_size == 1:
-        return [Unit((sample,), False, (key,)) for sample, key in zip(samples, alone, strict=True)]
+        return single
     sizes = [(prompt.context.shape[1], prompt.question.shape[1]) for prompt, _ in measured]
     classes = _size_classes([context for context, _ in sizes])
     # A batch decodes until its longest answer ends, and how long answers are is a matter of the task: of contexts that
     # are about as long, those of a task go together. Long contexts first: what does not fit in memory fails at once,
     # and the last units to end are the short ones.
     order = sorted(
-        range(len(samples)),
+        (index for index in range(len(samples)) if not samples[index].choices),
         key=lambda index: (classes[index], samples[index].task, [-size for size in sizes[index]], samples[index].id),
     )
-    units = []
+    units = [unit for unit in single if unit.samples[0].choices]  # choices are a batch of their own
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         together = tuple(samples[index] for index in chosen)
@@ -186,6 +206,11 @@ def _conversations(samples: Sequence[Sample], encoder: Encoder, turns: int) -> l
     return units
 
 
+def _ends(sample: Sample) -> dict[str, object]:
+    """What ends an answer, or stands in its place."""
+    return {"stop": list(sample.stop), "choices": [[choice.text, choice.rest] for choice in sample.choices]}
+
+
 def sample_key(sample: Sample, encoder: Encoder, **more: object) -> str:
     """The name of a sample's record: its id, and a hash of all that a cell sees of it.
 
@@ -201,7 +226,7 @@ def sample_key(sample: Sample, encoder: Encoder, **more: object) -> str:
         "answer_prefix": sample.answer_prefix,
         "max_new_tokens": sample.max_new_tokens,
         "template": [template.before, template.after, template.between],
-        **{key: value for key, value in more.items() if value},
+        **{key: value for key, value in (more | _ends(sample)).items() if value},
     }
     name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in sample.id)[:80]
     return f"{name}-{digest(seen)}"

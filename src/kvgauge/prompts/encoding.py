@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from kvgauge.errors import UserError
+from kvgauge.prompts.samples import Choice
 
 _MARK = "\u241e"  # stands for the user's text while the chat template is split around it
 
@@ -115,6 +116,39 @@ def encode_follow_up(
 
 
 @dataclass(frozen=True)
+class EncodedChoice:
+    """Token ids of a choice: `rest` (tokens,) is read behind the question, `text` (tokens,) is scored behind it."""
+
+    rest: Sequence[int]
+    text: Sequence[int]
+
+
+def encode_choices(
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    question: str,
+    answer_prefix: str,
+    choices: Sequence[Choice],
+) -> list[EncodedChoice]:
+    """The choices of a sample, tokenised together with what stands before them, as lm-eval does: a text gets the tokens
+    that the prompt has more with it than without it.
+
+    Raises:
+        UserError: a choice without a token.
+    """
+    asked = _asked(template, question, answer_prefix)
+    shared = len(tokenizer(asked, add_special_tokens=False).input_ids)
+    encoded = []
+    for choice in choices:
+        before = tokenizer(asked + choice.rest, add_special_tokens=False).input_ids
+        whole = tokenizer(asked + choice.rest + choice.text, add_special_tokens=False).input_ids
+        if len(whole) <= len(before):
+            raise UserError(f"the choice {choice.text!r} adds no token to its prompt: there is nothing to score")
+        encoded.append(EncodedChoice(before[shared:], whole[len(before) :]))
+    return encoded
+
+
+@dataclass(frozen=True)
 class Batch:
     """Prompts that are run together, left-padded: contexts to one width, and behind them questions to another.
 
@@ -125,6 +159,8 @@ class Batch:
         prompt_mask: (batch, context width + question width), likewise.
         max_new_tokens: for each turn the longest answer of each sequence.
         follow_ups: the questions of further turns, each (1, tokens); only for a batch of one.
+        stop: for each sequence the texts that end its answer.
+        choices: to be scored in the place of an answer; only for a batch of one.
     """
 
     context: Tensor
@@ -133,6 +169,8 @@ class Batch:
     prompt_mask: Tensor | None
     max_new_tokens: Sequence[Sequence[int]]
     follow_ups: Sequence[Tensor] = field(default_factory=tuple)
+    stop: Sequence[Sequence[str]] = field(default_factory=tuple)
+    choices: Sequence[EncodedChoice] = field(default_factory=tuple)
 
     @property
     def size(self) -> int:

@@ -11,7 +11,20 @@ from kvgauge.artifacts import read_lines
 from kvgauge.errors import UserError
 
 _REQUIRED = ("id", "task", "context", "question", "answers", "max_new_tokens", "length")
-_KNOWN = {*_REQUIRED, "answer_prefix", "tokens", "chat"}
+_KNOWN = {*_REQUIRED, "answer_prefix", "tokens", "chat", "stop", "choices"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A text whose log-probability behind a prompt is asked for.
+
+    Attributes:
+        text: it.
+        rest: what stands between the question and the text, where choices differ in that.
+    """
+
+    text: str
+    rest: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +42,9 @@ class Sample:
         length: the target length in tokens, by which results are grouped.
         tokens: of the assembled prompt plus `max_new_tokens`; None where the benchmark does not count them.
         chat: use the chat template; None leaves it to the benchmark's configuration.
+        stop: texts that end an answer, besides the model's own end; a score has to cut the answer before them.
+        choices: where there are any, nothing is generated: the answer is their log-probabilities, as
+            `kvgauge.prompts.choices` writes and reads them, and `max_new_tokens` the length of the longest.
         facts: what else the benchmark says about the sample, as JSON-like data: what its score needs, or
             ``truncated``, True where the benchmark itself left a part of the context out.
     """
@@ -43,6 +59,8 @@ class Sample:
     length: int
     tokens: int | None = None
     chat: bool | None = None
+    stop: tuple[str, ...] = ()
+    choices: tuple[Choice, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -66,6 +84,8 @@ class Sample:
             length=int(row["length"]),
             tokens=row.get("tokens"),
             chat=row.get("chat"),
+            stop=tuple(row.get("stop", ())),
+            choices=tuple(Choice(*choice) for choice in row.get("choices", ())),
             facts={key: value for key, value in row.items() if key not in _KNOWN},
         )
 
@@ -88,7 +108,8 @@ class Sample:
             "max_new_tokens": self.max_new_tokens,
             "length": self.length,
         }
-        said = {"tokens": self.tokens, "chat": self.chat}
+        choices = [[choice.text, choice.rest] for choice in self.choices]
+        said = {"tokens": self.tokens, "chat": self.chat, "stop": list(self.stop) or None, "choices": choices or None}
         return row | {key: value for key, value in said.items() if value is not None} | dict(self.facts)
 
 
