@@ -1,0 +1,103 @@
+"""What is asked for: a numbered text, and the numbered answer that is the only right one.
+
+A line of an answer needs its line of the text, and in `chain` and `tally` also what the answer itself said before: the
+last value, the last count. So a cache that has lost the model's own words fails there, whatever it kept of the prompt.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+_WORD_LIST = (
+    "ash barn bell boat bone book bow bread brick bridge brook broom cave chair cliff cloud coin corn cup dawn deer "
+    "desk dish door dove drum dust farm fern field fish flag flute fog fork fox frog gate glass goat grape grass "
+    "hat hawk hill horse house key king knife lake lamp leaf lion log map milk mill moon moss mouse nest night oak "
+    "oar owl park path pear pen pig pine plate plum pond queen rain ring road rock roof root rope rose sail salt "
+    "sand shell ship shoe sky smoke snow song spoon star stone storm street sun swan table tent tower town train "
+    "tree vase wall wave well wheat wheel wind wolf wood"
+)
+WORDS = tuple(_WORD_LIST.split())
+COUNTED = ("apple", "pear", "plum", "fig")  # few enough for counts to grow
+LARGEST = 20  # value of a chain: sums that a small model can do
+STEP = 6
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A text and its answer, line by line, without their numbers."""
+
+    text: tuple[str, ...]
+    answer: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kind of long answer.
+
+    Attributes:
+        heading: stands over the text.
+        asked: stands between the text and its answer.
+        kind: of `kvgauge.contract.benchmark.KINDS`, or a word of its own.
+        draw: makes so many lines; fewer lines of the same seed are the first of more.
+    """
+
+    heading: str
+    asked: str
+    kind: str
+    draw: Callable[[random.Random, int], Lines]
+
+
+def _pairs(rng: random.Random, count: int) -> list[tuple[str, str]]:
+    return [(rng.choice(WORDS), rng.choice(WORDS)) for _ in range(count)]
+
+
+def recite(rng: random.Random, count: int) -> Lines:
+    """Two words a line, again."""
+    lines = tuple(f"{one} {two}" for one, two in _pairs(rng, count))
+    return Lines(lines, lines)
+
+
+def transform(rng: random.Random, count: int) -> Lines:
+    """Two words a line, the other way round."""
+    pairs = _pairs(rng, count)
+    return Lines(tuple(f"{one} {two}" for one, two in pairs), tuple(f"{two} {one}" for one, two in pairs))
+
+
+def chain(rng: random.Random, count: int) -> Lines:
+    """Sums of which each starts from the result of the one before; values from 0 to `LARGEST`."""
+    value = rng.randrange(1, LARGEST)
+    text, answer = [f"start with {value}"], [f"{value}"]
+    for _ in range(count - 1):
+        step = rng.choice([step for step in range(-STEP, STEP + 1) if step and 0 <= value + step <= LARGEST])
+        text.append(f"{'add' if step > 0 else 'subtract'} {abs(step)}")
+        answer.append(f"{value} {'+' if step > 0 else '-'} {abs(step)} = {value + step}")
+        value += step
+    return Lines(tuple(text), tuple(answer))
+
+
+def tally(rng: random.Random, count: int) -> Lines:
+    """Words with how often each was said until then."""
+    seen: Counter[str] = Counter()
+    text, answer = [], []
+    for _ in range(count):
+        word = rng.choice(COUNTED)
+        seen[word] += 1
+        text.append(word)
+        answer.append(f"{word} {seen[word]}")
+    return Lines(tuple(text), tuple(answer))
+
+
+TASKS: dict[str, Task] = {
+    "recite": Task("List", "The same list", "retrieval", recite),
+    "transform": Task("List", "The list with the two words of each line swapped", "retrieval", transform),
+    "chain": Task("Steps", "The steps worked out", "reasoning", chain),
+    "tally": Task("Words", "The words with how often each was there so far", "aggregation", tally),
+}
+
+
+def numbered(lines: Sequence[str]) -> str:
+    """Lines with their numbers, from 1."""
+    return "\n".join(f"{number}. {line}" for number, line in enumerate(lines, start=1))
