@@ -101,6 +101,11 @@ class Benchmark(ABC):
         """
         return None
 
+    @property
+    def least_turns(self) -> int:
+        """How many questions of one context have to be asked in one conversation for their scores to mean anything."""
+        return 1
+
     def turns(self, samples: Sequence[Sample], count: int) -> list[Sample]:
         """The samples as conversations of `count` questions, 2 or more, about each context, in their order.
 

@@ -148,6 +148,11 @@ def make_plan(
     prompts_config = provenance.prompts_config(cfg, tokenizer)
     prompts = artifacts.find(cfg.artifacts, "prompts", prompts_config, "kvgauge prepare")
     samples = read_samples(prompts)
+    if cfg.turns < benchmark.least_turns:
+        raise UserError(
+            f"benchmark {benchmark.name} asks {benchmark.least_turns} questions in one conversation, and a later one "
+            f"needs an earlier answer: set turns={benchmark.least_turns}"
+        )
     if cfg.turns > 1:
         samples = benchmark.turns(samples, cfg.turns)
     # Both change the order of floating-point sums, and with it, once in a while, a token.

@@ -84,17 +84,22 @@ def _name_only(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
 _Loader.add_constructor("!function", _name_only)
 
 
-def task_file(name: str) -> dict[str, Any]:
+def task_file(name: str, folder: str = "longbench", title: str = "LongBench") -> dict[str, Any]:
     """lm-eval's own description of a dataset; functions are left as the names they have there.
+
+    Args:
+        name: of the file.
+        folder: of lm-eval's tasks, where the file stands.
+        title: of the benchmark, for error messages.
 
     Raises:
         UserError: the installed lm-eval does not have it.
     """
     # find_spec does not run the package's code: importing all of lm-eval takes seconds
     spec = importlib.util.find_spec("lm_eval")
-    path = Path(spec.origin).parent / "tasks" / "longbench" / f"{name}.yaml" if spec and spec.origin else None
+    path = Path(spec.origin).parent / "tasks" / folder / f"{name}.yaml" if spec and spec.origin else None
     if path is None or not path.is_file():
-        raise UserError(f"lm-eval does not carry LongBench's {name}: pip install 'lm-eval[longbench]==0.4.13'")
+        raise UserError(f"lm-eval does not carry {title}'s {name}: pip install 'lm-eval[longbench]==0.4.13'")
     content: dict[str, Any] = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     return content
 

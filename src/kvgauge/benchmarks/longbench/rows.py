@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kvgauge.benchmarks.longbench.datasets import Edition, dataset_of
+from kvgauge.corpora.official import hub_file
 from kvgauge.errors import UserError
 
 HUB_DATASET = "THUDM/LongBench"
@@ -84,7 +85,7 @@ class Files:
 
 
 def _root(source: str, advice: str) -> Path | zipfile.Path:
-    path = _downloaded() if source == "hub" else Path(source)
+    path = hub_file(HUB_DATASET, HUB_FILE, OFFICIAL) if source == "hub" else Path(source)
     if path.is_dir():
         return path
     if not path.is_file():
@@ -93,18 +94,6 @@ def _root(source: str, advice: str) -> Path | zipfile.Path:
         return zipfile.Path(path)
     except zipfile.BadZipFile as error:
         raise UserError(f"LongBench source {source} is neither a directory nor a zip file: {advice}") from error
-
-
-def _downloaded() -> Path:
-    from huggingface_hub import hf_hub_download  # a slow import that a local source does not need
-
-    try:
-        return Path(hf_hub_download(HUB_DATASET, HUB_FILE, repo_type="dataset"))
-    except (OSError, ValueError) as error:  # the hub's errors are OSErrors, a missing file offline a ValueError, too
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:160]
-        raise UserError(
-            f"cannot get {HUB_FILE} of {HUB_DATASET} from the hub ({reason}): unset HF_HUB_OFFLINE, or {OFFICIAL}"
-        ) from error
 
 
 def _rows(lines: Any, task: str, advice: str) -> Iterator[Row]:
