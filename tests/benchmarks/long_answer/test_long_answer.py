@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
 
@@ -25,16 +26,16 @@ def build(**options) -> LongAnswer:
 
 
 def right_answer(sample: Sample) -> str:
-    return numbered(sample.answers).removeprefix("1.")
+    return numbered(sample.answers, 301).removeprefix("301.")
 
 
 def test_an_answer_has_as_many_lines_as_fit(counter):
     for sample in (samples := list(build(lengths=[128, 700], samples=1).prompts(counter))):
-        tokens = len(counter.tokenizer(numbered(sample.answers)).input_ids)
-        assert sample.length - 12 < tokens <= sample.length and sample.max_new_tokens == tokens + 16
+        tokens = len(counter.tokenizer(numbered(sample.answers, 301)).input_ids)
+        assert sample.length - 20 < tokens <= sample.length and sample.max_new_tokens == tokens + 16
         assert Sample.of(sample.to_dict()) == sample
         assert sample.stop == ("\n\n",) and sample.chat is False
-        assert sample.context.count("\n\n") == 2 and sample.question.endswith(":\n1.")
+        assert sample.context.count("\n\n") == 2 and sample.question.endswith(":\n301.")
     assert len({sample.id for sample in samples}) == 8 == build(lengths=[128, 700], samples=1).total
 
 
@@ -42,6 +43,12 @@ def test_the_same_samples_every_time_and_more_add_to_them(counter):
     few = list(build(lengths=[128], tasks=["chain"], samples=2).prompts(counter))
     assert list(build(lengths=[128], tasks=["chain"], samples=3).prompts(counter))[:2] == few
     assert few[0].context != few[1].context
+
+
+def test_every_text_has_numbers_of_its_own(counter):
+    for sample in build(lengths=[200], samples=1).prompts(counter):
+        starts = re.findall(r"(?:\A|\n\n).*:\n(\d+)\. ", sample.context)
+        assert starts == ["101", "201", "301"]
 
 
 @pytest.mark.parametrize("name", list(TASKS))
@@ -64,7 +71,7 @@ def test_answers_follow_from_their_texts():
     for said, line in zip(lines.text[1:], lines.answer[1:], strict=True):
         word, step = said.split()
         before, value = value, value + (int(step) if word == "add" else -int(step))
-        assert line == f"{before} {'+' if word == 'add' else '-'} {step} = {value}" and 0 <= value <= 20
+        assert line == f"{said}: {before} {'+' if word == 'add' else '-'} {step} = {value}" and 0 <= value <= 20
 
 
 @pytest.mark.parametrize("name", list(TASKS))
@@ -75,13 +82,13 @@ def test_every_line_counts(counter, name):
     assert of.score(sample, answer) == 1.0 and of.score(sample, "") == 0.0
     assert of.details(sample, answer) == {"unbroken": 1.0, "all": 1.0, "lines": lines}
     assert of.score(sample, answer.upper().replace(" ", "  ")) == 1.0
-    assert of.score(sample, answer + "\n\nList:\n1. other") == 1.0  # what follows the end is not read
+    assert of.score(sample, answer + "\n\nList:\n301. other") == 1.0  # what follows the end is not read
     cut = "\n".join(answer.split("\n")[:5])
     assert of.score(sample, cut) == pytest.approx(5 / lines)
-    wrong = answer.replace(f"\n3. {sample.answers[2]}\n", "\n3. nothing\n")
+    wrong = answer.replace(f"\n303. {sample.answers[2]}\n", "\n303. nothing\n")
     assert of.score(sample, wrong) == pytest.approx((lines - 1) / lines)
     assert of.details(sample, wrong) == {"unbroken": pytest.approx(2 / lines), "all": 0.0, "lines": lines}
-    twice = answer + "\n2. nothing"
+    twice = answer + "\n302. nothing"
     assert of.score(sample, twice) == 1.0
 
 

@@ -14,6 +14,7 @@ from kvgauge.errors import UserError, unknown
 from kvgauge.prompts.length import TokenCounter
 from kvgauge.prompts.samples import Sample
 
+APART = 100  # every text of a prompt has numbers of its own, from a hundred on: a number then says which line is meant
 SPARE = 16  # tokens of an answer beyond the right one's, for blanks that a model puts elsewhere
 _LINE = re.compile(r"^\s*(\d+)\.[ \t]*(.*?)\s*$", re.MULTILINE)
 
@@ -63,6 +64,8 @@ class LongAnswer(Benchmark):
         for field, least in {"samples": 1, "examples": 0, "example_lines": 1}.items():
             if getattr(self, field) < least:
                 raise UserError(f"benchmark long_answer: {field} is {getattr(self, field)}: set it to {least} or more")
+        if self.example_lines > APART:
+            raise UserError(f"benchmark long_answer: example_lines is {self.example_lines}: set it to {APART} or less")
 
     @property
     def total(self) -> int:
@@ -78,30 +81,33 @@ class LongAnswer(Benchmark):
 
     def _sample(self, counter: TokenCounter, name: str, length: int, index: int) -> Sample:
         task, seed = TASKS[name], f"{self.seed}/{name}/{length}/{index}"
+        start = APART * (self.examples + 1) + 1
 
         def tokens(count: int) -> int:
-            text = numbered(task.draw(random.Random(seed), count).answer)
+            text = numbered(task.draw(random.Random(seed), count).answer, start)
             return len(counter.tokenizer(text, add_special_tokens=False).input_ids)
 
         # a line has a number, a point and something else, so that no answer has more lines than tokens
         count = max(bisect.bisect_right(range(1, length), length, key=tokens), 1)
         lines = task.draw(random.Random(seed), count)
-        shown = [
-            task.draw(random.Random(f"{seed}/example/{number}"), self.example_lines) for number in range(self.examples)
-        ]
-        examples = "".join(_text(task, one.text) + f"{numbered(one.answer)}\n\n" for one in shown)
-        whole = _text(task, lines.text)
+        examples = ""
+        for number in range(1, self.examples + 1):
+            shown = task.draw(random.Random(f"{seed}/example/{number}"), self.example_lines)
+            first = APART * number + 1
+            examples += f"{_text(task, shown.text, first)}{numbered(shown.answer, first)}\n\n"
+        whole = _text(task, lines.text, start)
         context, asked, _ = whole.rpartition(f"\n{task.asked}:\n")
         return Sample(
             id=f"{name}-{length}-{index:04d}",
             task=name,
             context=examples + context,
-            question=f"{asked}1.",
+            question=f"{asked}{start}.",
             answers=lines.answer,
             max_new_tokens=tokens(count) + SPARE,
             length=length,
             chat=None if self.chat else False,
             stop=("\n\n",),
+            facts={"start": start},
         )
 
     def score(self, sample: Sample, answer: str) -> float:
@@ -120,17 +126,18 @@ class LongAnswer(Benchmark):
         return TASKS[task].kind if task in TASKS else OTHER
 
 
-def _text(task: Task, lines: Sequence[str]) -> str:
+def _text(task: Task, lines: Sequence[str], start: int) -> str:
     """A text up to its answer."""
-    return f"{task.heading}:\n{numbered(lines)}\n{task.asked}:\n"
+    return f"{task.heading}:\n{numbered(lines, start)}\n{task.asked}:\n"
 
 
 def _right(sample: Sample, answer: str) -> list[bool]:
     """For each line of the right answer whether the answer has it; of a number that comes twice the first counts."""
     said: dict[int, str] = {}
-    for number, text in _LINE.findall(f"1.{_ended(sample, answer)}"):
+    start = int(sample.facts["start"])
+    for number, text in _LINE.findall(f"{start}.{_ended(sample, answer)}"):
         said.setdefault(int(number), _plain(text))
-    return [said.get(number) == _plain(line) for number, line in enumerate(sample.answers, start=1)]
+    return [said.get(number) == _plain(line) for number, line in enumerate(sample.answers, start=start)]
 
 
 def _ended(sample: Sample, answer: str) -> str:

@@ -69,11 +69,12 @@ def transform(rng: random.Random, count: int) -> Lines:
 def chain(rng: random.Random, count: int) -> Lines:
     """Sums of which each starts from the result of the one before; values from 0 to `LARGEST`."""
     value = rng.randrange(1, LARGEST)
-    text, answer = [f"start with {value}"], [f"{value}"]
+    text = [f"start with {value}"]
+    answer = [f"{text[0]}: {value}"]
     for _ in range(count - 1):
         step = rng.choice([step for step in range(-STEP, STEP + 1) if step and 0 <= value + step <= LARGEST])
         text.append(f"{'add' if step > 0 else 'subtract'} {abs(step)}")
-        answer.append(f"{value} {'+' if step > 0 else '-'} {abs(step)} = {value + step}")
+        answer.append(f"{text[-1]}: {value} {'+' if step > 0 else '-'} {abs(step)} = {value + step}")
         value += step
     return Lines(tuple(text), tuple(answer))
 
@@ -98,6 +99,6 @@ TASKS: dict[str, Task] = {
 }
 
 
-def numbered(lines: Sequence[str]) -> str:
-    """Lines with their numbers, from 1."""
-    return "\n".join(f"{number}. {line}" for number, line in enumerate(lines, start=1))
+def numbered(lines: Sequence[str], start: int) -> str:
+    """Lines with their numbers, from `start`."""
+    return "\n".join(f"{number}. {line}" for number, line in enumerate(lines, start=start))
