@@ -29,6 +29,8 @@ class RunConfig:
     batch_size: int
     draft_tokens: int
     turns: int
+    temperature: float
+    repeats: int
     store: bool
     dry_run: bool
     patience: float

@@ -256,3 +256,24 @@ def test_a_damaged_answer_is_made_again(evaluate: Evaluate, root: Path) -> None:
     path.write_text(json.dumps({"record": {"text": "forged"}, "checksum": "0"}))
     shutil.rmtree(directory)
     assert results(evaluate(PANEL)) == before
+
+
+def test_sampled_answers_are_seeded_and_stand_apart(evaluate: Evaluate) -> None:
+    panel = "panel=[{method: full},{method: ksvd, budget: 0.5}]"
+    first = evaluate(panel, "temperature=1.5", "repeats=3")
+    found = read_lines(first / "samples.jsonl")
+    assert len(found) == 2 * 5 * 3
+    assert {row["model"] for row in found} == {"tiny/llama, temperature 1.5"}
+    of_one = [row["answer"] for row in found if row["cell"] == "full" and row["prompt"] == found[0]["prompt"]]
+    assert len(set(of_one)) == 3
+    assert all(row["n"] == 5 for row in read_json(first / "cells.json"))
+    more = evaluate(panel, "temperature=1.5", "repeats=4", "batch_size=1")
+    known = {(row["cell"], row["sample_id"]): row for row in read_lines(more / "samples.jsonl")}
+    assert all(known[row["cell"], row["sample_id"]] == row for row in found)
+    other = evaluate(panel, "temperature=1.5", "repeats=3", "seed=1")
+    assert [row["answer"] for row in read_lines(other / "samples.jsonl")] != [row["answer"] for row in found]
+    greedy = evaluate(panel)
+    both = collect([first, greedy], [], [])
+    assert {row["model"] for row in both.cells} == {"tiny/llama", "tiny/llama, temperature 1.5"}
+    with pytest.raises(UserError, match="without a temperature"):
+        evaluate(panel, "repeats=3")

@@ -27,6 +27,7 @@ from kvgauge.evaluation.decoding import greedy_batch, prefill, stop_tokens
 from kvgauge.evaluation.drafting import Drafts, greedy_drafted
 from kvgauge.evaluation.frequencies import check_frequencies
 from kvgauge.evaluation.likelihood import likelihoods
+from kvgauge.evaluation.sampling import Sampler
 from kvgauge.evaluation.stopping import StopTexts
 from kvgauge.layers.cache import KVCache
 from kvgauge.layers.inputs import LayerInputs
@@ -97,10 +98,20 @@ class Answerer:
         model, tokenizer: from `kvgauge.load_model`.
         draft_tokens: the most tokens of a draft that are checked at once, see `kvgauge.evaluation.drafting`; 0 decodes
             token by token, and so do batches and conversations.
+        temperature: of sampled answers; 0 answers greedily.
+        seed: of sampled answers.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, draft_tokens: int = 0) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        draft_tokens: int = 0,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> None:
         self.model, self.tokenizer, self.draft_tokens = model, tokenizer, draft_tokens
+        self.temperature, self.seed = temperature, seed
         self.stop = stop_tokens(model, tokenizer)
         self.full = Full()
         self.adapting = length_dependent(model)
@@ -202,6 +213,7 @@ class Answerer:
         mask = self._mask(batch.prompt_mask)
         ends = [StopTexts(self.tokenizer, texts) for texts in batch.stop]
         ended = ends[0] if ends else None
+        choose = Sampler(self.temperature, self.seed, batch.names) if self.temperature else None
         unread: list[int] = []  # tokens of the answer that the cache ends before
         for turn, limits in enumerate(batch.max_new_tokens):
             if turn:
@@ -214,7 +226,7 @@ class Answerer:
                 tokens = [greedy_drafted(model, logits, cache, limits[0], self.stop, drafts, ended=ended)]
                 drafts.answers.append(tokens[0])
             else:
-                tokens = greedy_batch(model, logits, cache, limits, self.stop, mask, ends=ends)
+                tokens = greedy_batch(model, logits, cache, limits, self.stop, mask, ends=ends, choose=choose)
             seconds["decode"] = self._now() - start
             unread = tokens[0][cache.get_seq_length() - before :]
             end = _share(cache.nbytes(), batch.size)

@@ -83,8 +83,9 @@ def greedy_batch(
     stop: Collection[int],
     mask: Tensor | None = None,
     ends: Sequence[Callable[[Sequence[int]], bool]] = (),
+    choose: Callable[[Tensor], Tensor] | None = None,
 ) -> list[list[int]]:
-    """Greedy tokens of every sequence of a batch.
+    """Tokens of every sequence of a batch, greedy ones unless they are chosen otherwise.
 
     The token that ends an answer, or that fills it up, is not run through the model: the cache then ends before it.
 
@@ -96,11 +97,12 @@ def greedy_batch(
         stop: token ids that end an answer; not part of the result.
         mask: (batch, cached tokens), False on padding; None where nothing is padded.
         ends: for each sequence whether the tokens of its answer end it; nothing ends it where there are none.
+        choose: the next token of each sequence (batch,) from logits (batch, vocabulary); None takes the likeliest.
     """
     answers: list[list[int]] = [[] for _ in max_new_tokens]
     going = [limit > 0 for limit in max_new_tokens]
     while True:
-        tokens = logits.argmax(dim=-1)
+        tokens = logits.argmax(dim=-1) if choose is None else choose(logits)
         for row, token in enumerate(tokens.tolist()):
             if not going[row]:
                 continue

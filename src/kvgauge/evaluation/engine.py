@@ -14,13 +14,14 @@ from typing import Any, Protocol
 from kvgauge.contract.benchmark import Benchmark
 from kvgauge.evaluation.answering import Answer, Answerer, ExactPrefill
 from kvgauge.evaluation.cell import Cell
+from kvgauge.evaluation.sampling import PROMPT, REPEAT
 from kvgauge.evaluation.scoring import score
 from kvgauge.evaluation.store import AnswerStore, Record
 from kvgauge.evaluation.units import Encoder, Unit
 from kvgauge.prompts.encoding import Batch
 from kvgauge.prompts.samples import Sample
 
-SHOWN_FACTS = ("depth", "split")  # facts of a sample that stand in its rows, where it has them
+SHOWN_FACTS = ("depth", "split", PROMPT, REPEAT)  # facts of a sample that stand in its rows, where it has them
 
 
 class Watcher(Protocol):

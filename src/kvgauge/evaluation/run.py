@@ -18,7 +18,7 @@ from kvgauge.architecture.prompt_length import prompt_length
 from kvgauge.configuration import digest
 from kvgauge.contract.benchmark import Benchmark, as_benchmark
 from kvgauge.errors import UserError
-from kvgauge.evaluation import estimate, scoring, statistics
+from kvgauge.evaluation import estimate, sampling, scoring, statistics
 from kvgauge.evaluation.answering import Answerer
 from kvgauge.evaluation.cell import Cell
 from kvgauge.evaluation.engine import Engine, missing, rows
@@ -55,6 +55,8 @@ class Plan:
         directory: where they go.
         store: where answers are kept.
         draft_tokens: the most tokens of a draft that are checked at once.
+        temperature: of sampled answers; 0 answers greedily.
+        seed: of sampled answers.
     """
 
     model: PreTrainedModel
@@ -69,6 +71,8 @@ class Plan:
     directory: Path
     store: AnswerStore
     draft_tokens: int = 0
+    temperature: float = 0.0
+    seed: int = 0
 
     @property
     def all_cells(self) -> list[Cell]:
@@ -155,10 +159,15 @@ def make_plan(
         )
     if cfg.turns > 1:
         samples = benchmark.turns(samples, cfg.turns)
+    drafted = draft_tokens(cfg)
+    sampling.check(cfg.temperature, cfg.repeats, turns=cfg.turns, draft_tokens=drafted, samples=samples)
+    samples = sampling.repeated(samples, cfg.repeats)
     # Both change the order of floating-point sums, and with it, once in a while, a token.
     more: dict[str, Any] = {"batch_size": cfg.batch_size} if cfg.batch_size > 1 else {}
-    if draft_tokens(cfg):
-        more["draft_tokens"] = cfg.draft_tokens
+    if drafted:
+        more["draft_tokens"] = drafted
+    if cfg.temperature:
+        more |= {"temperature": cfg.temperature, "seed": cfg.seed}
     panel = cells(cfg, model, tokenizer, chosen, **more)
     baseline = None
     if cfg.baseline and all(cell.label != BASELINE for cell in panel):
@@ -174,6 +183,7 @@ def make_plan(
         "prompts": digest(prompts_config),
         "turns": cfg.turns,
         "seed": cfg.seed,
+        **({"repeats": cfg.repeats} if cfg.repeats > 1 else {}),
         "code": provenance.benchmark_version(cfg, scoring.__name__, statistics.__name__),
     }
     label = panel[0].label if len(panel) == 1 else f"panel-{len(panel)}"
@@ -192,7 +202,9 @@ def make_plan(
         config,
         directory,
         AnswerStore(root),
-        draft_tokens(cfg),
+        drafted,
+        float(cfg.temperature),
+        cfg.seed,
     )
 
 
@@ -216,13 +228,15 @@ def answer(plan: Plan, units: Sequence[Unit], show: bool = True) -> None:
     for cell in plan.all_cells:
         plan.store.describe(cell.fingerprint, cell.config)
     with Progress(plan.all_cells, todo, plan.benchmark, show) as progress:
-        answerer = Answerer(plan.model, plan.tokenizer, plan.draft_tokens)
+        answerer = Answerer(plan.model, plan.tokenizer, plan.draft_tokens, plan.temperature, plan.seed)
         Engine(answerer, plan.encoder, plan.all_cells, plan.store, progress).run(units)
 
 
 def write(plan: Plan, cfg: DictConfig) -> None:
     """Write the results of what is stored."""
-    found = rows(plan.units, plan.samples, plan.all_cells, plan.store, cfg.model.name, plan.benchmark)
+    # Sampled answers are another model's to every table that compares: they never pair with greedy ones.
+    name = f"{cfg.model.name}, temperature {plan.temperature:g}" if plan.temperature else cfg.model.name
+    found = rows(plan.units, plan.samples, plan.all_cells, plan.store, name, plan.benchmark)
     weights = {"weights_nbytes": weights_nbytes(plan.model)}
     summary = [row | weights for row in statistics.summarise(found.samples, BASELINE, seed=cfg.seed)]
     averages = scoring.averages(plan.benchmark, summary)

@@ -209,6 +209,10 @@ def summarise(
     uncompressed cache has no moment of compression); they are null for the baseline itself and wherever the baseline
     lacks a sample of the row.
 
+    Rows with a ``prompt`` are answers to one prompt, sampled several times: its score is their mean (pass@1 where
+    scores are 0 or 1, Chen et al., arXiv 2107.03374, equation 1 with k = 1), and prompts are what is resampled, so
+    that an interval holds what prompts differ by and what repeated answers to one of them differ by.
+
     Each row has: ``cell``, ``method``, ``budget``, ``compress_at``, ``model``, ``task`` ("all" for the mean of task
     means), ``length`` (tokens; null in the additional rows over all lengths, which are there only if there are
     several: each task's mean is then the mean over its lengths), ``n``, ``mean``, ``low``, ``high``, ``diff``,
@@ -221,11 +225,13 @@ def summarise(
     """
     columns = ["model", "compress_at", "cell", "method", "budget", "sample_id", "task", "length"]
     columns += ["score", "nbytes", "full_nbytes", "fixed_nbytes"]
-    frame = pd.DataFrame.from_records([{name: sample[name] for name in columns} for sample in samples], columns=columns)
+    chosen = [{name: sample[name] for name in columns} | {"prompt": sample.get("prompt")} for sample in samples]
+    frame = pd.DataFrame.from_records(chosen, columns=[*columns, "prompt"])
     if frame.empty:
         return []
     frame["budget"] = pd.to_numeric(frame["budget"])
     _refuse_duplicates(frame)
+    frame = _by_prompt(frame)
     frame["difference"] = frame["score"] - _baseline_scores(frame, baseline)
     frame.loc[frame["cell"] == baseline, "difference"] = np.nan
     frame["is_baseline"] = frame["cell"] == baseline
@@ -367,6 +373,16 @@ def _refuse_duplicates(frame: pd.DataFrame) -> None:
     if twice.any():
         first = frame[twice].iloc[0]
         raise ValueError(f"sample {first['sample_id']!r} occurs twice in cell {first['cell']!r} of {first['model']!r}")
+
+
+def _by_prompt(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row for the repeated answers of a cell to a prompt, with the means of their figures."""
+    if frame["prompt"].isna().all():
+        return frame
+    frame["sample_id"] = frame["prompt"].fillna(frame["sample_id"])
+    keys = ["model", "compress_at", "cell", "method", "budget", "sample_id", "task", "length"]
+    figures = {"score": "mean", "nbytes": "mean", "full_nbytes": "mean", "fixed_nbytes": "max"}
+    return frame.groupby(keys, dropna=False, sort=False).agg(figures).reset_index()
 
 
 def _baseline_scores(frame: pd.DataFrame, baseline: str) -> pd.Series[float]:

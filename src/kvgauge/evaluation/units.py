@@ -16,6 +16,7 @@ from kvgauge.architecture.facts import model_facts
 from kvgauge.configuration import digest
 from kvgauge.contract.benchmark import Overlong
 from kvgauge.errors import UserError
+from kvgauge.evaluation.sampling import REPEAT
 from kvgauge.prompts.encoding import (
     Batch,
     EncodedChoice,
@@ -103,7 +104,8 @@ class Encoder:
             limits = [sample.max_new_tokens for sample in unit.samples]
             batch = batch_of(prompts, limits, self._pad())
             stop = [sample.stop for sample in unit.samples]
-            return replace(batch, stop=stop, choices=self._choices(unit.samples[0])), list(cut)
+            names = [sample.id for sample in unit.samples]
+            return replace(batch, stop=stop, choices=self._choices(unit.samples[0]), names=names), list(cut)
         first, *rest = unit.samples
         follow_ups = [
             encode_follow_up(self.tokenizer, self.template(sample), sample.question, sample.answer_prefix)
@@ -113,7 +115,8 @@ class Encoder:
         prompt, cut_tokens = self.prompt(first, answers + sum(ids.shape[1] for ids in follow_ups))
         batch = batch_of([prompt], [first.max_new_tokens], self._pad())
         limits_by_turn = [[sample.max_new_tokens] for sample in unit.samples]
-        return replace(batch, max_new_tokens=limits_by_turn, follow_ups=follow_ups), [cut_tokens] * len(unit.samples)
+        batch = replace(batch, max_new_tokens=limits_by_turn, follow_ups=follow_ups, names=[first.id])
+        return batch, [cut_tokens] * len(unit.samples)
 
     def _choices(self, sample: Sample) -> list[EncodedChoice]:
         if not sample.choices:
@@ -206,9 +209,13 @@ def _conversations(samples: Sequence[Sample], encoder: Encoder, turns: int) -> l
     return units
 
 
-def _ends(sample: Sample) -> dict[str, object]:
-    """What ends an answer, or stands in its place."""
-    return {"stop": list(sample.stop), "choices": [[choice.text, choice.rest] for choice in sample.choices]}
+def _answered(sample: Sample) -> dict[str, object]:
+    """What ends an answer or stands in its place, and which of several it is."""
+    return {
+        "stop": list(sample.stop),
+        "choices": [[choice.text, choice.rest] for choice in sample.choices],
+        "repeat": sample.facts.get(REPEAT),
+    }
 
 
 def sample_key(sample: Sample, encoder: Encoder, **more: object) -> str:
@@ -226,7 +233,7 @@ def sample_key(sample: Sample, encoder: Encoder, **more: object) -> str:
         "answer_prefix": sample.answer_prefix,
         "max_new_tokens": sample.max_new_tokens,
         "template": [template.before, template.after, template.between],
-        **{key: value for key, value in (more | _ends(sample)).items() if value},
+        **{key: value for key, value in (more | _answered(sample)).items() if value},
     }
     name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in sample.id)[:80]
     return f"{name}-{digest(seen)}"

@@ -161,6 +161,7 @@ class Batch:
         follow_ups: the questions of further turns, each (1, tokens); only for a batch of one.
         stop: for each sequence the texts that end its answer.
         choices: to be scored in the place of an answer; only for a batch of one.
+        names: for each sequence the id of its sample, the first one of a conversation.
     """
 
     context: Tensor
@@ -171,6 +172,7 @@ class Batch:
     follow_ups: Sequence[Tensor] = field(default_factory=tuple)
     stop: Sequence[Sequence[str]] = field(default_factory=tuple)
     choices: Sequence[EncodedChoice] = field(default_factory=tuple)
+    names: Sequence[str] = field(default_factory=tuple)
 
     @property
     def size(self) -> int:

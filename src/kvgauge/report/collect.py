@@ -135,7 +135,9 @@ def read_evaluation(directory: Path) -> tuple[list[Row], list[Row]]:
         for cell in cells
         if cell["task"] != "all" and cell["length"] is not None
     }
-    found = Counter((row["model"], row["compress_at"], row["cell"], row["task"], row["length"]) for row in samples)
+    keys = ("model", "compress_at", "cell", "task", "length")
+    prompts = {(tuple(row[key] for key in keys), row.get("prompt", row["sample_id"])) for row in samples}
+    found = Counter(setting for setting, _ in prompts)  # repeated answers to a prompt count once
     if stated != dict(found):
         raise UserError(
             f"{path} and cells.json beside it do not belong together "

@@ -170,8 +170,7 @@ def _named(key: CellKey) -> Row:
 def _differences(cells: Sequence[Sequence[tuple[Row, Row]]], **settings: Any) -> list[Row]:
     """The figures of every cell's pairs, in one call, so that the resamples are drawn once."""
     rows = [
-        row
-        | {"model": str(number), "compress_at": "", "cell": side, "sample_id": f"{row['prompts']}/{row['sample_id']}"}
+        _distinct(row) | {"model": str(number), "compress_at": "", "cell": side}
         for number, pairs in enumerate(cells)
         for both in pairs
         for side, row in zip(SIDES, both, strict=True)
@@ -211,5 +210,5 @@ def _overall(summary: Sequence[Row]) -> Iterator[Row]:
 
 
 def _distinct(row: Row) -> Row:
-    """The row with an id that no sample of other prompts shares."""
-    return row | {"sample_id": f"{row['prompts']}/{row['sample_id']}"}
+    """The row with ids that no sample of other prompts shares."""
+    return row | {name: f"{row['prompts']}/{row[name]}" for name in ("sample_id", "prompt") if name in row}
