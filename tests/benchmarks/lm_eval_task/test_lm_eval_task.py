@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 import kvgauge
 from kvgauge import configuration
 from kvgauge.benchmarks.lm_eval_task import LmEval
+from kvgauge.benchmarks.lm_eval_task.loading import load_tasks
+from kvgauge.benchmarks.lm_eval_task.prompts import chat_template
 from kvgauge.benchmarks.lm_eval_task.splitting import split
 from kvgauge.errors import UserError
 from kvgauge.prompts.choices import as_text, of_text
@@ -73,6 +78,33 @@ def test_scored_texts_have_lm_evals_tokens(task_files, tokenizer, task):
             assert list(choice.text) == tokens(context + continuation).input_ids[len(before) :]
         assert sample.max_new_tokens == max(len(choice.text) for choice in choices)
         assert Sample.of(json.loads(json.dumps(sample.to_dict()))) == sample
+
+
+@pytest.mark.parametrize("task", ["say_colour", "choose_colour"])
+def test_chats_are_rendered_as_by_lm_evals_own_model(task_files, task):
+    tokens = kvgauge.load_tokenizer("smollm2-135m")
+    model = SimpleNamespace(tokenizer=tokens, chat_template_args={})
+    loaded = load_tasks([task], str(task_files), None, 1234)[task]
+    loaded.build_all_requests(
+        apply_chat_template=True, fewshot_as_multiturn=True, chat_template=partial(HFLM.apply_chat_template, model)
+    )
+    texts = {request.doc_id: request.args[0] for request in loaded.instances}
+    made = samples(benchmark(task_files, task, chat=True), "smollm2-135m")
+    assert len(made) == 4
+    for sample in made:
+        whole = texts[sample.facts["document"]]
+        assert sample.context + sample.question == (whole if task == "say_colour" else whole.rstrip())
+        assert "<|im_start|>" in whole and sample.chat is False
+
+
+def test_a_template_that_refuses_system_messages_gets_none():
+    tokens = kvgauge.load_tokenizer("smollm2-135m")
+    tokens.chat_template = (
+        "{% for message in messages %}{% if message.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+        "[{{ message.content }}]{% endfor %}"
+    )
+    render = chat_template(tokens)
+    assert render([{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]) == "[b]"
 
 
 def test_the_context_is_what_the_task_says(task_files):

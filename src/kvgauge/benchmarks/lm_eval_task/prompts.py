@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from kvgauge.benchmarks.lm_eval_task.loading import is_generation
@@ -55,16 +56,22 @@ def document_hash(document: Mapping[str, Any]) -> str:
 
 
 def chat_template(tokenizer: PreTrainedTokenizerBase) -> Callable[..., str]:
-    """The tokenizer's chat template as lm-eval's tasks call it."""
+    """The tokenizer's chat template as lm-eval's tasks call it: without system messages where it refuses them."""
 
     def render(messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
-        text = tokenizer.apply_chat_template(
-            list(messages),
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
-        return str(text)
+        def rendered(kept: Sequence[Mapping[str, str]]) -> str:
+            text = tokenizer.apply_chat_template(
+                [dict(message) for message in kept],
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+            return str(text)
+
+        try:
+            return rendered(messages)
+        except TemplateError:
+            return rendered([message for message in messages if message["role"] != "system"])
 
     return render
 
