@@ -61,7 +61,9 @@ def test_fewer_lines_are_the_first_of_more(name):
 
 def test_answers_follow_from_their_texts():
     lines = TASKS["transform"].draw(random.Random(1), 20)
-    assert all(one.split() == two.split()[::-1] for one, two in zip(lines.text, lines.answer, strict=True))
+    assert all(two == f"one {one}" for one, two in zip(lines.text, lines.answer, strict=True))
+    words = [word for line in lines.text for word in line.split(" ", 1)]
+    assert len(set(words)) == len(words) == 40
     lines = TASKS["tally"].draw(random.Random(1), 60)
     for place, line in enumerate(lines.answer):
         word, count = line.split()

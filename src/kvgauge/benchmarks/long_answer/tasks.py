@@ -11,15 +11,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-_WORD_LIST = (
-    "ash barn bell boat bone book bow bread brick bridge brook broom cave chair cliff cloud coin corn cup dawn deer "
-    "desk dish door dove drum dust farm fern field fish flag flute fog fork fox frog gate glass goat grape grass "
-    "hat hawk hill horse house key king knife lake lamp leaf lion log map milk mill moon moss mouse nest night oak "
-    "oar owl park path pear pen pig pine plate plum pond queen rain ring road rock roof root rope rose sail salt "
-    "sand shell ship shoe sky smoke snow song spoon star stone storm street sun swan table tent tower town train "
-    "tree vase wall wave well wheat wheel wind wolf wood"
-)
-WORDS = tuple(_WORD_LIST.split())
+from kvgauge.benchmarks.ruler.vocabulary import words_of
+
+ADDED = "one"
 COUNTED = ("apple", "pear", "plum", "fig")  # few enough for counts to grow
 LARGEST = 20  # value of a chain: sums that a small model can do
 STEP = 6
@@ -50,20 +44,23 @@ class Task:
     draw: Callable[[random.Random, int], Lines]
 
 
-def _pairs(rng: random.Random, count: int) -> list[tuple[str, str]]:
-    return [(rng.choice(WORDS), rng.choice(WORDS)) for _ in range(count)]
+def _pairs(rng: random.Random, count: int) -> list[str]:
+    """Two words a line, none of them in another line as long as there are enough: a line is then told by its words."""
+    adjectives, nouns = words_of("adjective"), words_of("noun")
+    first, second = rng.sample(adjectives, len(adjectives)), rng.sample(nouns, len(nouns))
+    return [f"{first[line % len(first)]} {second[line % len(second)]}" for line in range(count)]
 
 
 def recite(rng: random.Random, count: int) -> Lines:
     """Two words a line, again."""
-    lines = tuple(f"{one} {two}" for one, two in _pairs(rng, count))
+    lines = tuple(_pairs(rng, count))
     return Lines(lines, lines)
 
 
 def transform(rng: random.Random, count: int) -> Lines:
-    """Two words a line, the other way round."""
-    pairs = _pairs(rng, count)
-    return Lines(tuple(f"{one} {two}" for one, two in pairs), tuple(f"{two} {one}" for one, two in pairs))
+    """Two words a line, with a third in front."""
+    lines = _pairs(rng, count)
+    return Lines(tuple(lines), tuple(f"{ADDED} {line}" for line in lines))
 
 
 def chain(rng: random.Random, count: int) -> Lines:
@@ -93,7 +90,7 @@ def tally(rng: random.Random, count: int) -> Lines:
 
 TASKS: dict[str, Task] = {
     "recite": Task("List", "The same list", "retrieval", recite),
-    "transform": Task("List", "The list with the two words of each line swapped", "retrieval", transform),
+    "transform": Task("List", f"The list with the word {ADDED} in front of each line", "retrieval", transform),
     "chain": Task("Steps", "The steps worked out", "reasoning", chain),
     "tally": Task("Words", "The words with how often each was there so far", "aggregation", tally),
 }
