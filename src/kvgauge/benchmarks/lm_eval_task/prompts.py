@@ -6,13 +6,14 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from kvgauge.benchmarks.lm_eval_task.loading import is_generation
-from kvgauge.benchmarks.lm_eval_task.splitting import split
+from kvgauge.benchmarks.lm_eval_task.splitting import beginning, split
 from kvgauge.errors import UserError
 from kvgauge.prompts.encoding import Template
 from kvgauge.prompts.samples import Choice, Sample
@@ -129,11 +130,12 @@ def _likelihood(
         # blanks at the end of a prompt belong to the text behind it, as in lm-eval
         prompts.append(text.rstrip())
         texts.append(text[len(text.rstrip()) :] + instance.args[1])
-    longest = max(
-        len(tokenizer(prompt + text, add_special_tokens=False).input_ids)
-        - len(tokenizer(prompt, add_special_tokens=False).input_ids)
-        for prompt, text in zip(prompts, texts, strict=True)
-    )
+
+    def tokens(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False).input_ids)
+
+    shared = tokens(reduce(beginning, prompts))
+    longest = max(tokens(prompt + text) for prompt, text in zip(prompts, texts, strict=True)) - shared
     whole = prompts
     if len(set(prompts)) == 1:
         prompts = [_shortened(tokenizer, prompts[0], benchmark.max_length, longest)] * len(prompts)

@@ -58,7 +58,7 @@ def split(
             f"{type(tokenizer).__name__} has no fast backend, which telling a context from its question needs: "
             f"convert the tokenizer"
         )
-    shared = reduce(_beginning, prompts)
+    shared = reduce(beginning, prompts)
     spans = tokenizer(shared, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
     starts = [start for start, end in spans if end > start]
     alike = all(prompt == shared for prompt in prompts)
@@ -73,7 +73,7 @@ def split(
     return Split(first.context, first.question, first.rests, False)
 
 
-def _beginning(text: str, other: str) -> str:
+def beginning(text: str, other: str) -> str:
     """What two texts begin with."""
     pairs = enumerate(zip(text, other, strict=False))
     return text[: next((place for place, (one, two) in pairs if one != two), min(len(text), len(other)))]

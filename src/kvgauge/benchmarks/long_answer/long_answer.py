@@ -27,8 +27,8 @@ class LongAnswer(Benchmark):
     (``unbroken``) and whether all are right (``all``).
 
     Attributes:
-        tasks: ``recite`` (a list again), ``transform`` (a word in front of each line), ``chain`` (sums that start from the
-            result before), ``tally`` (how often each word came so far), or ``"all"``; a tuple of names afterwards.
+        tasks: ``recite`` (a list again), ``transform`` (a word in front of each line), ``chain`` (sums that start from
+            the result before), ``tally`` (how often each word came so far), or ``"all"``; a tuple of names afterwards.
         lengths: tokens of the answer, by which results are grouped: it has as many lines as fit.
         samples: per task and length.
         examples: answered ones in front of each prompt.
