@@ -11,6 +11,7 @@ from kvgauge.errors import UserError
 from kvgauge.evaluation.answering import Answerer
 from kvgauge.evaluation.cell import Cell
 from kvgauge.evaluation.engine import Engine
+from kvgauge.evaluation.lm_eval_model import KVGaugeLM
 from kvgauge.evaluation.store import AnswerStore
 from kvgauge.evaluation.units import Encoder, make_units
 from kvgauge.models.attaching import attach
@@ -143,6 +144,20 @@ def test_prompts_of_several_lengths_are_read_one_by_one(model, make_samples, tmp
     batch = batch_of([prompt(60), prompt(70)], [4, 4], pad=0)
     with pytest.raises(UserError, match="one batch has several lengths: use batch_size=1"):
         Answerer(model, tokenizer).answer(cell, batch, None)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_continuations_are_scored_as_in_one_pass(name, tmp_path):
+    zoo_model(name).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    scorer = KVGaugeLM(str(tmp_path), method="full", tail=3)
+    for tokens in (*LENGTHS, *LENGTHS[::-1]):
+        written = torch.cat([prompt(tokens).context, prompt(tokens).question], dim=1)[0].tolist()
+        with torch.no_grad():
+            logits = zoo_model(name)(torch.tensor([written[:-1]])).logits[0, -5:].log_softmax(dim=-1)
+        expected = float(logits.gather(1, torch.tensor(written[-5:])[:, None]).sum())
+        ((found, _),) = scorer._loglikelihood_tokens([(("", ""), written[:-5], written[-5:])], disable_tqdm=True)
+        assert found == pytest.approx(expected, abs=1e-3)
 
 
 def test_calibration_takes_the_moments_before_the_rotation(model):

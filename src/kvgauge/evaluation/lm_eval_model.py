@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kvgauge import configuration
+from kvgauge.architecture.facts import UNLIMITED, model_facts
 from kvgauge.architecture.prompt_length import fixed_length, prompt_length
 from kvgauge.contract.fitted import Fitted
 from kvgauge.contract.fitting import learns
@@ -86,6 +87,9 @@ class KVGaugeLM(HFLM):
         self.tail = tail
         self.compressed_prompts = 0
         self._last: tuple[Tensor, int | None, KVCache] | None = None
+        positions = model_facts(model).max_positions
+        if positions < UNLIMITED:  # lm-eval knows of no rotary frequencies that serve more of them
+            options.setdefault("max_length", positions)
         super().__init__(pretrained=model, tokenizer=tokenizer, device=str(model.device), **options)
         self.fitted = self._fitted(fitted, Path(artifacts), corpus)
 
