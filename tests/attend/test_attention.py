@@ -116,6 +116,16 @@ def test_blocks_grow_with_the_memory_of_a_device() -> None:
     assert blocks.queries_at_once(2**40, 2**20) == blocks.LEAST_QUERIES
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_modules_say_whether_they_are_causal(causal: bool) -> None:
+    module = torch.nn.Identity()
+    module.is_causal, module.num_key_value_groups = causal, 2
+    query, keys, values = states(6, 7, 0), states(3, 30, 1), states(3, 30, 2)
+    seen = causal_mask(7, 30, query.device) if causal else torch.ones(7, 30, dtype=torch.bool)
+    output, _ = attention.attention_forward(module, query, keys, values, None, scaling=0.2)
+    torch.testing.assert_close(output, reference(query, keys, values, seen, 0.2))
+
+
 def test_tensors_fall_through_to_scaled_dot_product_attention(tiny, tokens) -> None:
     model, ids = tiny("tiny/llama"), tokens(2, 20)
     ours = model(ids).logits

@@ -156,7 +156,8 @@ def attention_forward(
     tensors = isinstance(key, Tensor)
     _check(module, kwargs, NEUTRAL | {"position_bias"} if tensors and plain else NEUTRAL)
     if isinstance(key, Tensor) and plain:
-        if attention_mask is None and 1 < query.shape[2] < key.shape[2]:  # torch aligns a chunk at the first token
+        chunk = attention_mask is None and 1 < query.shape[2] < key.shape[2]
+        if chunk and getattr(module, "is_causal", True):  # torch would align it at the first token
             if not dropout and kwargs.get("position_bias") is None:
                 return exact_attention(query, key, value, CAUSAL, factor).contiguous(), None
             attention_mask = causal_mask(query.shape[2], key.shape[2], query.device)
