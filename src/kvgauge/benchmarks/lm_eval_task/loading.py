@@ -41,6 +41,9 @@ def load_tasks(names: Sequence[str], include_path: str | None, num_fewshot: int 
             found = manager.match_tasks([name]) or [name] * Path(name).is_file()
             if not found:
                 raise _unknown(name, manager.all_tasks, include_path)
+            for known in found:
+                if (entry := manager.task_index.get(known)) is not None:  # before its documents are downloaded
+                    _check_output(known, (entry.cfg or {}).get("output_type"))
             try:
                 tasks |= manager.load(found)["tasks"]
             except Exception as error:  # whatever a task file, its functions and its dataset do
@@ -88,21 +91,23 @@ def _manager(names: Sequence[str], include_path: str | None) -> TaskManager:
 def _unknown(name: str, known: Sequence[str], include_path: str | None) -> UserError:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    where = f" or below {include_path}" if include_path else ""
+    where = f", neither lm-eval's nor one below {include_path}" if include_path else ""
     return UserError(
-        f"unknown lm-eval task {name!r}: {hint}`lm-eval ls tasks` lists lm-eval's, benchmark.include_path adds your own"
-        if not where
-        else f"unknown lm-eval task {name!r}, neither lm-eval's{where}: {hint}`lm-eval ls tasks` lists lm-eval's"
+        f"unknown lm-eval task {name!r}{where}: {hint}`lm-eval ls tasks` lists lm-eval's, benchmark.include_path adds "
+        f"your own"
     )
 
 
-def _check(name: str, task: Task) -> None:
-    output = str(task.OUTPUT_TYPE)
-    if output != GENERATION and output not in LIKELIHOOD:
+def _check_output(name: str, output: str | None) -> None:
+    if output is not None and output not in (GENERATION, *LIKELIHOOD):
         raise UserError(
             f"lm-eval task {name} has neither generation nor likelihood of a continuation ({output}): "
             f"without a context before what is scored there is nothing to compress, take another task"
         )
+
+
+def _check(name: str, task: Task) -> None:
+    _check_output(name, str(task.OUTPUT_TYPE))
     if getattr(task, "MULTIMODAL", False):
         raise UserError(f"lm-eval task {name} needs images or sound, and prompts here are text: take another task")
     if getattr(task, "UNSAFE_CODE", False):
