@@ -23,6 +23,7 @@ from kvgauge.contract.fitted import Fitted
 from kvgauge.contract.fitting import fit_command, learns
 from kvgauge.contract.identity import config, method_version, target
 from kvgauge.contract.method import Method
+from kvgauge.contract.while_decoding import cell_label
 from kvgauge.evaluation.panel import settings
 from kvgauge.fingerprint import code_version
 from kvgauge.measure import latency, memory
@@ -52,7 +53,7 @@ def run(cfg: DictConfig) -> None:
         },
         limit,
     )
-    fits = {method.label: _projections(cfg, model, tokenizer, method) for method in methods if learns(method)}
+    fits = {cell_label(method): _projections(cfg, model, tokenizer, method) for method in methods if learns(method)}
     identity = {
         "model": model_fingerprint(model),
         "dtype": str(model.dtype),
@@ -61,13 +62,14 @@ def run(cfg: DictConfig) -> None:
         "latency": configuration.plain(cfg.latency),
         "code": code_version(latency.__name__),
     }
-    label = "+".join(method.label for method in methods) if len(methods) < 3 else f"{len(methods)}-cells"
+    label = "+".join(cell_label(method) for method in methods) if len(methods) < 3 else f"{len(methods)}-cells"
     directory = stage_directory(cfg, "latency", f"{cfg.model.name}-{label or latency.STATIC}", identity)
     if not complete(directory, identity):
         artifacts.begin(directory)
         contenders = latency.baselines(model)
         for method in methods:
-            fitted = Fitted.load(fits[method.label] / "projections.safetensors") if method.label in fits else None
+            fit = fits.get(cell_label(method))
+            fitted = None if fit is None else Fitted.load(fit / "projections.safetensors")
             contenders.append(latency.contender(model, method, fitted))
         rows: list[dict[str, Any]] = []
         with tqdm(total=len(grid.points), desc="latency", unit="point") as bar:
@@ -121,7 +123,7 @@ def _job(
     cfg: DictConfig, grid: LatencyConfig, methods: list[Method], fits: dict[str, Path], row: dict[str, Any]
 ) -> dict[str, Any]:
     """What `memory.peak_of` measures for a row."""
-    by_label = {method.label: method for method in methods}
+    by_label = {cell_label(method): method for method in methods}
     node: dict[str, Any] | None = None
     if row["cell"] in by_label:
         method = by_label[row["cell"]]

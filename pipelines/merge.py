@@ -24,6 +24,7 @@ from kvgauge.configuration import digest
 from kvgauge.contract.fitted import Fitted
 from kvgauge.contract.fitting import fit_config
 from kvgauge.contract.method import Method
+from kvgauge.contract.while_decoding import cell_label
 from kvgauge.errors import UserError
 from kvgauge.evaluation.panel import settings
 from kvgauge.measure import fidelity
@@ -77,7 +78,7 @@ def measure(
     model: PreTrainedModel, method: Method, fitted: Fitted | None, context: Tensor, continuation: Tensor
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The errors per layer of one cell's cache, and what the model makes of it."""
-    cell = {"cell": method.label, "budget": method.budget}
+    cell = {"cell": cell_label(method), "budget": method.budget}
     cache = fidelity.compress_context(model, method, fitted, context)
     ranks_of = chosen_ranks(method, fitted, model, context.shape[1])
     errors: list[dict[str, Any]] = []

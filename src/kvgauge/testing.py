@@ -59,6 +59,8 @@ def check_method(method: Method, model: PreTrainedModel, fitted: Fitted | None =
     check_padding(method, model, fitted)
     check_loops(method, model, fitted)
     check_devices(method, model, fitted)
+    if method.every is not None:
+        check_while_decoding(method, model, fitted)
 
 
 def fit_on_random_tokens(method: Method, model: PreTrainedModel) -> Fitted | None:
@@ -146,6 +148,42 @@ def live_nbytes(cache: KVCache) -> int:
         elif type(item).__module__.startswith((*HOLDERS, type(cache).__module__)) and item is not cache:
             pending.append(vars(item))
     return sum(storages.values())
+
+
+@torch.no_grad()
+def check_while_decoding(
+    method: Method, model: PreTrainedModel, fitted: Fitted | None = None, periods: int = 4
+) -> None:
+    """Of a method that compresses while decoding: it does so at every multiple, and there the bytes keep to the budget.
+
+    At its lossless setting the logits are the uncompressed model's all the while.
+
+    Args:
+        method, model, fitted: as in `check_method`; the method with `while_decoding`.
+        periods: multiples to go through, token by token.
+    """
+    assert method.every is not None, f"{method.label} does not compress while decoding"
+    facts, budget, tokens = model_facts(model), budget_in_force(method), periods * method.every
+    cache = compressed_cache(method, model, fitted, random_tokens(1, CONTEXT, seed=12))
+    for token in random_tokens(1, tokens, seed=13).unbind(1):
+        model(token[:, None], past_key_values=cache)
+    wanted = [CONTEXT + method.every * (period + 1) for period in range(periods)]
+    assert [one.tokens for one in cache.recompressions] == wanted
+    for one in cache.recompressions:
+        allowed = (1.0 if budget is None else budget) * reference_nbytes(method, facts, one.tokens)
+        assert one.after <= TOLERANCE * allowed, (
+            f"{method.label} holds {one.after / allowed:.3f} of the bytes of its budget after {one.tokens} tokens"
+        )
+    assert cache.nbytes() == cache.recompressions[-1].after
+    whole = lossless_of(method, facts)
+    if whole is None:
+        return
+    ids = random_tokens(2, CONTEXT + tokens, seed=14)
+    expected = model(ids).logits[:, CONTEXT:]
+    cache = compressed_cache(whole, model, fitted, ids[:, :CONTEXT])
+    actual = [model(part, past_key_values=cache).logits for part in ids[:, CONTEXT:].split(3, dim=1)]
+    error = relative_error(torch.cat(actual, dim=1), expected)
+    assert error < CLOSE, f"{whole.label} is off by {error:.1e} at its lossless setting while decoding"
 
 
 def check_batches(method: Method, model: PreTrainedModel, fitted: Fitted | None = None) -> None:

@@ -76,3 +76,21 @@ def test_one_query_takes_one_compiled_pass_and_gives_what_torch_gives(storage, p
     expected = layer.attend_compressed(query, mask, 0.25)
     close = 1e-5 if dtype == torch.float32 else 2e-2
     assert float((compiled - expected).float().norm() / expected.float().norm()) < close
+
+
+@pytest.mark.parametrize(
+    "storage", [EXACT, QuantizedStorage(4, "token", balance=False), QuantizedStorage(3, "channel", 32)]
+)
+def test_what_is_decoded_is_stored_as_if_it_had_been_in_the_context(storage):
+    keys, values = (states(3, 128, seed).half().float() for seed in (1, 2))  # what waits for its group waits in 16 bits
+    whole, grown = StoredLayer(storage), StoredLayer(storage)
+    for layer, tokens in ((whole, 128), (grown, 64)):
+        KVCache([layer])
+        layer.update(keys[:, :, :tokens], values[:, :, :tokens])
+        layer.compress()
+    for token in range(64, 128):
+        grown.update(keys[:, :, token : token + 1], values[:, :, token : token + 1])
+    grown.compress_again()
+    assert grown.nbytes_by_part() == whole.nbytes_by_part()
+    for mine, theirs in zip(grown.dense(), whole.dense(), strict=True):
+        torch.testing.assert_close(mine, theirs)

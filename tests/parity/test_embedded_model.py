@@ -8,6 +8,7 @@ import torch
 import kvgauge
 from kvgauge.architecture.facts import full_nbytes, model_facts
 from kvgauge.contract.roles import lossless_of
+from kvgauge.evaluation.decoding import prefill
 
 TEXT = "The committee met on Tuesday. It heard three reports, adopted two of them and sent the third one back. " * 12
 CONTEXT = 160
@@ -48,6 +49,24 @@ def test_lossless_settings_give_the_model_s_logits(name, answered):
         assert error < 0.05
         return
     assert error < 1e-4
+    assert torch.equal(actual.argmax(-1), expected.argmax(-1))
+
+
+@pytest.mark.parametrize(
+    "name", ["full", "kqsvd", "xkv", "minicache", "streaming_llm", "kvslimmer", "kvquant", "kvpress/knorm"]
+)
+def test_lossless_settings_that_compress_while_decoding_write_the_same_tokens(name, answered):
+    model, ids, moments, expected = answered
+    method = lossless_of(kvgauge.build_method(name, while_decoding={"every": 8}), model_facts(model))
+    cache = method.new_cache(model, method.fit(moments, model))
+    prefill(model, ids[:, :CONTEXT], cache)
+    cache.compress()
+    with torch.no_grad():
+        actual = torch.cat(
+            [model(part, past_key_values=cache).logits for part in ids[:, CONTEXT:].split(4, dim=1)], dim=1
+        )
+    assert [one.tokens for one in cache.recompressions] == [CONTEXT + 8, CONTEXT + 16, CONTEXT + 24]
+    assert float((actual - expected).norm() / expected.norm()) < 1e-4
     assert torch.equal(actual.argmax(-1), expected.argmax(-1))
 
 

@@ -203,13 +203,21 @@ def test_kill_9_loses_nothing_that_was_stored(evaluate: Evaluate, root: Path) ->
     assert results(evaluate(PANEL, "out=fresh")) == resumed
 
 
-def test_a_mistake_is_one_line_and_exit_code_2(root: Path) -> None:
+@pytest.mark.parametrize(
+    ("mistake", "line"),
+    [
+        ("panel=[]", "the panel is empty: give at least one cell, e.g. panel='[{method: full}]'"),
+        (
+            "method.while_decoding={every: 0}",
+            "every 0 in while_decoding of kqsvd is below 1: it is the number of tokens between two compressions",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(root: Path, mistake: str, line: str) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run(command(root, "panel=[]"), cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command(root, mistake), cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.splitlines() == [
-        "kvgauge: the panel is empty: give at least one cell, e.g. panel='[{method: full}]'"
-    ]
+    assert done.stderr.splitlines() == [f"kvgauge: {line}"]
 
 
 def test_a_method_that_does_not_serve_the_model_says_so_before_any_work(root: Path) -> None:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from kvgauge.architecture.facts import ModelFacts
 from kvgauge.contract.fitted import Fitted
+from kvgauge.contract.while_decoding import tokens_between
 from kvgauge.errors import UserError
 from kvgauge.layers.cache import KVCache
 
@@ -55,17 +56,26 @@ class Method(ABC):
         budget: cached bytes over the bytes of the uncompressed cache of the same logical length, at the context length
             of the run, in (0, 1]; explicit ranks or entry counts of a method override it. The uncompressed cache is
             transformers' own of the model, in numbers of the model's dtype or of `Needs.reference_bits`.
+        while_decoding: ``{every: n}``: compress again what has grown, at every multiple of n tokens behind the context;
+            the budget then holds for the whole sequence there. None: the context is compressed, once.
 
     Raises:
-        UserError: a budget outside (0, 1].
+        UserError: a budget outside (0, 1], or `while_decoding` with something else than a number from 1 up.
     """
 
     name: str
     budget: float | None = None
+    while_decoding: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
+        tokens_between(self.name, self.while_decoding)
         if self.budget is not None and not 0.0 < self.budget <= 1.0:
             raise UserError(f"budget {self.budget:g} of {self.name} is outside (0, 1]: give the share of bytes to keep")
+
+    @property
+    def every(self) -> int | None:
+        """Tokens between two compressions while decoding; None where the context alone is compressed."""
+        return tokens_between(self.name, self.while_decoding)
 
     @property
     def needs(self) -> Needs:
@@ -80,7 +90,7 @@ class Method(ABC):
     def new_cache(
         self, model: PreTrainedModel, fitted: Fitted | None = None, *, context_length: int | None = None
     ) -> KVCache:
-        """An empty cache.
+        """An empty cache; one that can also compresses `while_decoding` (`KVCache.compress_every`).
 
         Args:
             model: the model it will serve.

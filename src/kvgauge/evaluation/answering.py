@@ -21,11 +21,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvgauge.architecture.facts import model_facts
 from kvgauge.architecture.prompt_length import length_dependent, prompt_length
-from kvgauge.contract.budget import reference_nbytes
+from kvgauge.contract.budget import TOLERANCE, reference_nbytes
+from kvgauge.contract.while_decoding import new_cache
+from kvgauge.errors import UserError
 from kvgauge.evaluation.cell import Cell
 from kvgauge.evaluation.decoding import greedy_batch, prefill, stop_tokens
 from kvgauge.evaluation.drafting import Drafts, greedy_drafted
 from kvgauge.evaluation.frequencies import check_frequencies
+from kvgauge.evaluation.growth import Growth
 from kvgauge.evaluation.likelihood import likelihoods
 from kvgauge.evaluation.sampling import Sampler
 from kvgauge.evaluation.stopping import StopTexts
@@ -61,18 +64,27 @@ class Answer:
         text: as it was decoded, without the answer prefix; scores trim it as their benchmark does.
         nbytes: cached bytes right after the compression, per sequence of the batch.
         nbytes_end: at the end of the answer.
+        nbytes_peak: most of them while the answer was written.
+        nbytes_written: tokens of the answer in the cache and bytes, where the bytes changed.
+        full_nbytes_end: an uncompressed cache of as many tokens as at the end.
+        budget_overrun: of a cell that compresses while decoding under a budget, the bytes over those that the budget
+            allows the whole sequence, the largest of all multiples so far; None where there is none.
         nbytes_by_part: of `nbytes`.
         fixed_nbytes: projections and the like, once for all sequences.
         full_nbytes: an uncompressed cache of as many tokens: what the cell's budget is a share of.
         context_tokens: of this prompt, before the compression.
         compressed_tokens: of this prompt, that the compression took.
         seconds: ``prefill`` (shared by the cells that adopt it), ``compress``, ``question`` and ``decode``, of the
-            whole batch.
+            whole batch; of longer answers ``step_at_start`` and ``step_at_end``, the median forward pass there.
     """
 
     text: str
     nbytes: int
     nbytes_end: int
+    nbytes_peak: int
+    nbytes_written: list[list[int]]
+    full_nbytes_end: int
+    budget_overrun: float | None
     nbytes_by_part: dict[str, int]
     fixed_nbytes: int
     full_nbytes: int
@@ -162,13 +174,14 @@ class Answerer:
 
         Raises:
             RuntimeError: the cell claims a budget below 1 and did not compress.
-            UserError: the answer would be turned by other rotary frequencies than the prompt, and the method, or the
-                model, is not right then.
+            UserError: the method refuses the prompt, or did not keep to its budget while it was decoding; or the answer
+                would be turned by other rotary frequencies than the prompt, and the method, or the model, is not right
+                then.
         """
         reading = self._read(cell, batch, exact)
         if batch.choices:
-            return [[self._choose(batch, reading, lambda: self._read(cell, batch, exact).cache)]]
-        return self._decode(batch, reading, drafts)
+            return [[self._choose(cell, batch, reading, lambda: self._read(cell, batch, exact).cache)]]
+        return self._decode(cell, batch, reading, drafts)
 
     def _read(self, cell: Cell, batch: Batch, exact: ExactPrefill | None) -> _Reading:
         """Everything before the answer."""
@@ -177,7 +190,7 @@ class Answerer:
 
     def _read_prompt(self, cell: Cell, batch: Batch, exact: ExactPrefill | None) -> _Reading:
         model, seconds = self.model, {}
-        cache = cell.method.new_cache(model, cell.fitted)
+        cache = new_cache(cell.method, model, cell.fitted)
         follow_ups = sum(ids.shape[1] for ids in batch.follow_ups)
         longest = batch.width("prompt") + follow_ups + sum(max(limits) for limits in batch.max_new_tokens) - 1
         padded = batch.prompt_mask is not None
@@ -206,7 +219,7 @@ class Answerer:
         assert logits is not None
         return _Reading(cache, logits, measured, seconds)
 
-    def _decode(self, batch: Batch, reading: _Reading, drafts: Drafts | None) -> list[list[Answer]]:
+    def _decode(self, cell: Cell, batch: Batch, reading: _Reading, drafts: Drafts | None) -> list[list[Answer]]:
         """The answers, turn by turn."""
         model, cache, logits, seconds = self.model, reading.cache, reading.logits, reading.seconds
         answers: list[list[Answer]] = [[] for _ in range(batch.size)]
@@ -222,25 +235,29 @@ class Answerer:
                 logits = prefill(model, self._ids(ids), cache)
                 seconds = {"prefill": 0.0, "compress": 0.0, "question": self._now() - start}
             start, before = self._now(), cache.get_seq_length()
+            growth = Growth(cache, self._now)
             if drafts is not None:
-                tokens = [greedy_drafted(model, logits, cache, limits[0], self.stop, drafts, ended=ended)]
+                tokens = [greedy_drafted(model, logits, cache, limits[0], self.stop, drafts, ended=ended, watch=growth)]
                 drafts.answers.append(tokens[0])
             else:
-                tokens = greedy_batch(model, logits, cache, limits, self.stop, mask, ends=ends, choose=choose)
+                tokens = greedy_batch(
+                    model, logits, cache, limits, self.stop, mask, ends=ends, choose=choose, watch=growth
+                )
             seconds["decode"] = self._now() - start
             unread = tokens[0][cache.get_seq_length() - before :]
-            end = _share(cache.nbytes(), batch.size)
+            written = self._written(cell, cache, growth, before, batch.size)
             for row, text in enumerate(self.tokenizer.batch_decode(tokens, skip_special_tokens=True)):
-                known = reading.measured[row] | {"nbytes_end": end, "seconds": dict(seconds)}
+                known = reading.measured[row] | written | {"seconds": seconds | growth.seconds()}
                 answers[row].append(Answer(text=text, **known))
         return answers
 
-    def _choose(self, batch: Batch, reading: _Reading, again: Callable[[], KVCache]) -> Answer:
-        """The log-probabilities of a prompt's choices."""
-        start, end = self._now(), reading.cache.nbytes()
+    def _choose(self, cell: Cell, batch: Batch, reading: _Reading, again: Callable[[], KVCache]) -> Answer:
+        """The log-probabilities of a prompt's choices; bytes are those before any of them is read."""
+        cache, start = reading.cache, self._now()
+        written = self._written(cell, cache, Growth(cache, self._now), cache.get_seq_length(), batch.size)
         found = likelihoods(self.model, reading.logits, reading.cache, batch.choices, again)
         seconds = reading.seconds | {"decode": self._now() - start}
-        return Answer(text=as_text(found), **reading.measured[0] | {"nbytes_end": end, "seconds": seconds})
+        return Answer(text=as_text(found), **reading.measured[0] | written | {"seconds": seconds})
 
     def _measure(self, cell: Cell, cache: KVCache, batch: Batch) -> list[dict[str, Any]]:
         """Bytes and the proof that the compression happened, for each sequence."""
@@ -262,6 +279,30 @@ class Answerer:
             shared | {"context_tokens": width - pad, "compressed_tokens": cache.compressed_tokens - pad}
             for pad in padding
         ]
+
+    def _written(self, cell: Cell, cache: KVCache, growth: Growth, before: int, sequences: int) -> dict[str, Any]:
+        """Bytes while an answer was written behind `before` tokens, per sequence.
+
+        Raises:
+            UserError: a compression while decoding left more than the budget allows.
+        """
+        facts, overrun = model_facts(self.model), None
+        if cell.budget is not None:
+            for one in cache.recompressions:
+                allowed = cell.budget * reference_nbytes(cell.method, facts, one.tokens) * sequences
+                overrun = max(overrun or 0.0, one.after / allowed)
+                if one.after > TOLERANCE * allowed:
+                    raise UserError(
+                        f"{cell.label} holds {one.after / allowed:.3f} of the bytes of its budget after {one.tokens} "
+                        f"tokens: raise the budget, or leave while_decoding out"
+                    )
+        return {
+            "nbytes_end": _share(cache.nbytes(), sequences),
+            "nbytes_peak": _share(growth.peak(), sequences),
+            "nbytes_written": [[tokens - before, _share(size, sequences)] for tokens, size in growth.whole()],
+            "full_nbytes_end": reference_nbytes(cell.method, facts, cache.get_seq_length()),
+            "budget_overrun": overrun,
+        }
 
     def _ids(self, ids: Tensor) -> Tensor:
         return ids.to(self.model.device)

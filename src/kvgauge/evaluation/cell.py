@@ -9,6 +9,7 @@ from typing import Any
 from kvgauge.configuration import digest
 from kvgauge.contract.fitted import Fitted
 from kvgauge.contract.method import Method, budget_in_force
+from kvgauge.contract.while_decoding import cell_label
 from kvgauge.errors import unknown
 
 COMPRESS_AT = ("context", "prompt")
@@ -43,7 +44,7 @@ class Cell:
 
     @property
     def label(self) -> str:
-        return self.method.label
+        return cell_label(self.method)
 
     @property
     def fingerprint(self) -> str:

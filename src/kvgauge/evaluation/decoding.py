@@ -24,7 +24,7 @@ def prefill(
     *,
     beyond_positions: bool = False,
 ) -> Tensor:
-    """Run `ids` through the model into `cache`.
+    """Run `ids` through the model into `cache`; a pass ends where the cache is to be compressed while decoding.
 
     Args:
         model: loaded by `kvgauge.load_model`.
@@ -51,7 +51,11 @@ def prefill(
         driven = cache.drive(model, ids, mask)
         if driven is not None:
             return driven
-    for part in ids.split(chunk, dim=1):
+    begin = 0
+    while begin < ids.shape[1]:
+        room = cache.uncompressed_room() if isinstance(cache, KVCache) else None
+        part = ids[:, begin : begin + (chunk if room is None else min(chunk, room))]
+        begin += part.shape[1]
         total += part.shape[1]
         extra = padding_arguments(mask, total, part.shape[1])
         logits = model(input_ids=part, past_key_values=cache, use_cache=True, logits_to_keep=1, **extra).logits[:, -1]
@@ -84,6 +88,7 @@ def greedy_batch(
     mask: Tensor | None = None,
     ends: Sequence[Callable[[Sequence[int]], bool]] = (),
     choose: Callable[[Tensor], Tensor] | None = None,
+    watch: Callable[[], None] = lambda: None,
 ) -> list[list[int]]:
     """Tokens of every sequence of a batch, greedy ones unless they are chosen otherwise.
 
@@ -98,6 +103,7 @@ def greedy_batch(
         mask: (batch, cached tokens), False on padding; None where nothing is padded.
         ends: for each sequence whether the tokens of its answer end it; nothing ends it where there are none.
         choose: the next token of each sequence (batch,) from logits (batch, vocabulary); None takes the likeliest.
+        watch: called after every forward pass.
     """
     answers: list[list[int]] = [[] for _ in max_new_tokens]
     going = [limit > 0 for limit in max_new_tokens]
@@ -118,6 +124,7 @@ def greedy_batch(
         extra = padding_arguments(mask, cache.get_seq_length() + 1, 1)
         # A sequence that has ended goes on with the others; nothing of it is kept.
         logits = model(input_ids=tokens[:, None], past_key_values=cache, use_cache=True, **extra).logits[:, -1]
+        watch()
 
 
 def padding_arguments(mask: Tensor | None, total: int, queries: int) -> dict[str, Tensor]:

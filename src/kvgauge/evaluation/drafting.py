@@ -75,6 +75,7 @@ def greedy_drafted(
     stop: Collection[int],
     drafts: Drafts,
     ended: Callable[[Sequence[int]], bool] | None = None,
+    watch: Callable[[], None] = lambda: None,
 ) -> list[int]:
     """Greedy tokens of one sequence; arguments, result and the state of the cache as `decoding.greedy` has them.
 
@@ -86,6 +87,7 @@ def greedy_drafted(
         stop: token ids that end it; not part of the result.
         drafts: for this prompt.
         ended: whether the tokens of an answer end it.
+        watch: called after every forward pass, when what was not chosen is forgotten.
     """
     answer: list[int] = []
     chosen = logits.argmax(dim=-1)
@@ -105,6 +107,7 @@ def greedy_drafted(
         run = kept - over  # the answer's last token counts as never run
         if run < len(draft):
             cache.crop(run - len(draft))
+        watch()
         answer += draft[:kept]
         if over:
             break

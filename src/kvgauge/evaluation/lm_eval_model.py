@@ -28,6 +28,7 @@ from kvgauge.architecture.prompt_length import fixed_length, prompt_length
 from kvgauge.contract.fitted import Fitted
 from kvgauge.contract.fitting import learns
 from kvgauge.contract.method import Method
+from kvgauge.contract.while_decoding import new_cache
 from kvgauge.errors import UserError
 from kvgauge.evaluation.decoding import prefill
 from kvgauge.evaluation.frequencies import check_frequencies
@@ -108,7 +109,7 @@ class KVGaugeLM(HFLM):
             context: at least one token.
             mask: (batch, tokens), False on padding; None where nothing is padded.
         """
-        cache = self.method.new_cache(self.model, self.fitted)
+        cache = new_cache(self.method, self.model, self.fitted)
         if cache.prefill is Prefill.EXACT:
             cache.adopt(self._exact_cache(context, mask))
         else:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
+from typing_extensions import Self
 
 from kvgauge.architecture.head_frame import HeadFrame
 from kvgauge.attend.mask import Mask
@@ -143,6 +144,25 @@ class LayerCache(CacheLayerMixin):
         """Bytes of what serves every sequence alike, e.g. projections."""
         return 0
 
+    def compress_again(self) -> None:
+        """Compress what has grown behind the compressed context, and give back spare capacity."""
+        raise NotImplementedError
+
+    def check_every(self, every: int) -> None:
+        """Refuse to be compressed again every so many tokens, before any work is done.
+
+        Raises:
+            UserError: it cannot be, or not after this number of tokens.
+        """
+        if type(self).compress_again is LayerCache.compress_again:
+            raise UserError(f"{type(self).__name__} is compressed once, after the context: leave while_decoding out")
+        for buffer in self.buffers():
+            if every % buffer.together:
+                raise UserError(
+                    f"while_decoding every {every} is no multiple of the {buffer.together} tokens that are quantised "
+                    f"together: take one, or a smaller group of the quantiser"
+                )
+
     def reversible_tokens(self) -> int:
         """How many tokens can follow in one forward pass and be cropped again.
 
@@ -216,6 +236,22 @@ class LayerCache(CacheLayerMixin):
 
 
 @dataclass(frozen=True)
+class Recompression:
+    """One compression while decoding.
+
+    Attributes:
+        tokens: of the whole sequence.
+        before, after: bytes of all sequences.
+        seconds: that it took.
+    """
+
+    tokens: int
+    before: int
+    after: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Placement:
     """Where a cache's layers stand in a model.
 
@@ -264,6 +300,9 @@ class KVCache(Cache):
         self.inputs: LayerInputs | None = None  # for those who adopt this cache and look at more than keys and values
         self.compressed_tokens = 0
         self.compress_seconds = 0.0  # wall time of the compression: part of the time to first token
+        self.every: int | None = None  # tokens between two compressions while decoding, see `compress_every`
+        self.recompressions: list[Recompression] = []
+        self._periods = 0  # of `every` tokens that have been compressed again
         for index, layer in enumerate(layers):
             layer.cache, layer.index = self, index
 
@@ -331,6 +370,45 @@ class KVCache(Cache):
             others.trim(layer)
         self.compress_layers()
         self.compress_seconds = time.perf_counter() - start
+
+    def compress_every(self, every: int | None) -> Self:
+        """Compress again while decoding: at the end of the pass in which a multiple of `every` tokens is reached.
+
+        Tokens are columns behind the context, those of the question included. None compresses the context alone.
+
+        Raises:
+            UserError: a layer cannot.
+        """
+        if every is not None:
+            for layer in self.own:
+                layer.check_every(every)
+        self.every = every
+        return self
+
+    def uncompressed_room(self) -> int | None:
+        """Tokens up to the next compression while decoding, 1 or more; None where there is none to come."""
+        if self.every is None or not self.compressed:
+            return None
+        return self.every - (self.get_seq_length() - self.compressed_tokens) % self.every
+
+    def compress_again(self) -> None:
+        """Compress what has grown behind the context, in every layer."""
+        for layer in self.own:
+            layer.compress_again()
+
+    def _compress_grown(self) -> None:
+        """`compress_again`, where a multiple has been reached since the last time."""
+        if self.every is None or not self.compressed:
+            return
+        periods = (self.get_seq_length() - self.compressed_tokens) // self.every
+        if periods <= self._periods:
+            return
+        self._periods = periods
+        before, start = self.nbytes(), time.perf_counter()
+        with torch.no_grad():
+            self.compress_again()
+        seconds = time.perf_counter() - start
+        self.recompressions.append(Recompression(self.get_seq_length(), before, self.nbytes(), seconds))
 
     def expect(self, tokens: int, padding: Sequence[int] | None = None) -> None:
         """How many context tokens will come, before the first of them: streaming caches size themselves by it.
@@ -435,6 +513,7 @@ class KVCache(Cache):
             self.steps.advance()
         if self.context_length is not None and not self.compressed and self.get_seq_length() >= self.context_length:
             self.compress()
+        self._compress_grown()
 
     # -- steps of one shape --------------------------------------------------------------------------------------
 
@@ -453,6 +532,8 @@ class KVCache(Cache):
         """
         if not self.compressed or self.steps is not None:
             raise UserError("shapes are fixed once, and of a compressed cache: call cache.compress() first")
+        if self.every is not None:
+            raise UserError("steps that compress what has grown are of several shapes: leave while_decoding out")
         if self.others() or any(self.placement.readers if self.placement is not None else ()):
             raise UserError(
                 "this model has layers of other kinds beside the cache's: its decode steps are no one graph"
@@ -486,6 +567,8 @@ class KVCache(Cache):
         """See `LayerCache.reversible_tokens`; what every layer of the compressed cache can."""
         limits = [others.reversible_tokens(layer) for layer in self.others()]
         limits += [layer.reversible_tokens() for layer in self.own]
+        room = self.uncompressed_room()
+        limits.append(None if room is None else room - 1)
         return min(limit for limit in limits if limit is not None) if self.compressed else 0
 
     # -- measures ------------------------------------------------------------------------------------------------
@@ -570,6 +653,8 @@ class KVCache(Cache):
         for layer in (*self.own, *left):
             layer.crop(tokens_to_remove)
         total = self.get_seq_length()
+        if self.every is not None:
+            self._periods = min(self._periods, max(0, total - self.compressed_tokens) // self.every)
         self.valid = None if self.valid is None else self.valid[:, :total]
         self.positions = None if self.positions is None else self.positions[:, :total]
 
@@ -582,7 +667,8 @@ class KVCache(Cache):
             self._fill_places()
         self.valid = self.positions = None
         self._readers.clear()
-        self.compressed_tokens = 0
+        self.compressed_tokens, self._periods = 0, 0
+        self.recompressions.clear()
 
     # -- states of linear attention, beside layers of ours or in transformers' own -------------------------------
 

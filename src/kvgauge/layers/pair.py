@@ -44,6 +44,10 @@ class PairLayer(TwoPhaseLayer):
     def growing(self) -> Sequence[RowBuffer]:
         return self.buffers()
 
+    def compress_again(self) -> None:
+        for buffer in self.buffers():
+            buffer.trim()
+
     def reversible_tokens(self) -> int:
         return min(buffer.room() for buffer in self.buffers())
 
@@ -73,3 +77,7 @@ class PreallocatedLayer(PairLayer):
                 buffer.append(rows)
             else:
                 buffer.set(rows)
+
+    def compress_again(self) -> None:
+        if not self.reserved:
+            super().compress_again()

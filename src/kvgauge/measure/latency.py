@@ -34,6 +34,7 @@ from kvgauge.architecture.rotations import layer_rotations
 from kvgauge.contract.fitted import Fitted
 from kvgauge.contract.identity import config as config_of
 from kvgauge.contract.method import Method
+from kvgauge.contract.while_decoding import cell_label, new_cache
 from kvgauge.errors import UserError, unknown
 from kvgauge.evaluation.decoding import PREFILL_CHUNK, prefill
 from kvgauge.kernels.cpu.decode_attention import applies
@@ -131,7 +132,7 @@ class LatencyConfig:
             ]
         # a panel may have a method at two moments of compression: it is timed once
         methods = list({configuration.digest(config_of(method)): method for method in methods}.values())
-        labels = [method.label for method in methods]
+        labels = [cell_label(method) for method in methods]
         for label in labels:
             if labels.count(label) > 1:
                 raise UserError(f"two different cells are called {label}: give one of them another name")
@@ -159,10 +160,10 @@ class Contender:
 def contender(model: PreTrainedModel, method: Method, fitted: Fitted | None) -> Contender:
     """The caches of a method."""
     return Contender(
-        method.label,
+        cell_label(method),
         method.name,
         method.budget,
-        lambda tokens: method.new_cache(model, fitted),
+        lambda tokens: new_cache(method, model, fitted),
         compresses=True,
     )
 

@@ -245,8 +245,14 @@ class Compose(Composite, Lossless, Method):
         sized = cache(lambda tokens: self.bought(facts, fitted, tokens))
         sized(context_length or facts.max_positions)  # refuses what cannot work before any work is done
         if self.members.merger is None:
-            return self.members.projects.stored_cache(
+            cached = self.members.projects.stored_cache(
                 model, fitted, storage, lambda tokens: sized(tokens).projects, context_length=context_length
+            )
+            return cached.compress_every(self.every)
+        if self.every is not None:
+            raise UserError(
+                f"{self.name} freezes merged entries after the context, and tokens that come later are not merged: "
+                f"leave while_decoding or the merger out"
             )
         if facts.latent is not None:
             raise UserError(f"{self.name} merges keys, and this model caches latents (MLA): leave the merger out")
@@ -276,6 +282,10 @@ def _member(name: str, entry: Any) -> Member | StorageQuantizer:
     if source not in list_methods() and "." not in source:
         raise unknown(f"member of {name}", source, [*list_methods(), *quantizers])
     method = build_method(source, **fields)
+    if method.every is not None:
+        raise UserError(
+            f"while_decoding stands in {source}, a member of {name}: it is an option of the whole, put it there"
+        )
     return Member(source, method, "budget" not in fields and budget_in_force(method) is not None)
 
 

@@ -14,6 +14,7 @@ from kvgauge.report.averages import averages_tables
 from kvgauge.report.chapters.draft import table_block
 from kvgauge.report.collect import Measurements, collect
 from kvgauge.report.frontier import frontier_tables
+from kvgauge.report.growth import growing, growth_table
 from kvgauge.report.needle import needle_table
 from kvgauge.report.page import render, slug
 from kvgauge.report.task_types import task_type_table
@@ -46,7 +47,7 @@ def build_report(
     The same input gives the same bytes. Chapters without input are left out; ``table.csv`` and ``table.md`` hold the
     main table, or where nothing was evaluated the fidelity or the latency table. ``task_types.csv`` and
     ``task_types.md`` are written where something was evaluated, ``answers``, ``dominance``, ``frontier``, ``best``,
-    ``needle`` and ``averages-<benchmark>`` likewise where there is something to say.
+    ``needle``, ``growth`` and ``averages-<benchmark>`` likewise where there is something to say.
 
     Args:
         evaluate_dirs: output directories of the evaluate stage.
@@ -75,6 +76,8 @@ def build_report(
     best = answers(measured.samples, measured.cells, measured.latency)
     averages = averages_tables(measured.averages)
     needle = needle_table(measured.samples)
+    grown = growing(measured.samples)
+    growth = growth_table(grown)
 
     draft = chapters.Draft()
     if measured.cells:
@@ -89,6 +92,8 @@ def build_report(
             draft.chapter("Averages", [table_block(table, name, AVERAGES) for name, table in averages.items()])
         if not needle.empty:
             chapters.needle(draft, needle)
+        if grown:
+            chapters.growth(draft, grown, growth, palette)
     if measured.fidelity or measured.model:
         chapters.fidelity(draft, measured, fidelity, palette)
     if measured.latency:
@@ -103,7 +108,7 @@ def build_report(
     chief = next((table for table in (main, fidelity, latency) if not table.empty), main)
     beside = {"table": chief} | ({"task_types": types} if measured.cells else {})
     said = {"answers": answer_table(best), "dominance": front.pairs, "frontier": front.points, "best": front.best}
-    said |= {"needle": needle} | {slug(f"averages {name}"): table for name, table in averages.items()}
+    said |= {"needle": needle, "growth": growth} | {slug(f"averages {name}"): table for name, table in averages.items()}
     beside |= {name: table for name, table in said.items() if not table.empty}
     for name, table in beside.items():
         _write(out / f"{name}.csv", tables.to_csv(table).encode())

@@ -56,6 +56,11 @@ TITLES = {
     "perplexity_full": "perplexity (full)",
     "context": "question unseen",
     "prompt": "question seen",
+    "start_bytes_ratio": "at the start",
+    "peak_bytes_ratio": "at the peak",
+    "end_bytes_ratio": "at the end",
+    "overrun": "over the budget",
+    "written": "tokens written",
     "diff_context": "diff, unseen",
     "diff_prompt": "diff, seen",
 } | TIMES
@@ -283,7 +288,9 @@ def _formatted(name: str, value: Any) -> str:
         return format_bytes(float(value))
     if name in ("n", "samples", "competitors", "beaten", "length", "batch", "context_length", "timed_at"):
         return f"{int(value):,}"
-    if name.endswith("bytes_ratio"):
+    if name == "written":
+        return f"{float(value):,.0f}"
+    if name.endswith("bytes_ratio") or name == "overrun":
         return f"{float(value):.3f}"
     if name == "p_value":
         return "< 0.001" if value < 0.001 else f"{float(value):.2g}"

@@ -213,6 +213,10 @@ class ChannelQuantizedRows(QuantizedRows):
         missing = -tokens % group
         return (missing % TILE + tokens) * packed_size(dimension, bits) + -(-tokens // group) * 4 * dimension
 
+    @property
+    def together(self) -> int:
+        return self.group
+
     def parts(self) -> Sequence[GrowingBuffer | TiledBuffer | HalfRows]:
         return (self.codes, self.parameters, self.residual)
 

@@ -20,6 +20,11 @@ class RowBuffer(ABC):
     smaller than the rows make them block by block on the way, and never all at once.
     """
 
+    @property
+    def together(self) -> int:
+        """Rows that are compressed together: fewer of them wait."""
+        return 1
+
     # -- content -------------------------------------------------------------------------------------------------
 
     @abstractmethod

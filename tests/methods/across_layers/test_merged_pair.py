@@ -75,3 +75,27 @@ def test_sequences_that_retain_fewer_tokens_are_what_they_are_alone():
     alone = merged(first[1:, :, 9:], second[1:, :, 9:], rule)
     torch.testing.assert_close(batch.dense(0)[1, :, 9:], alone.dense(0)[0])
     torch.testing.assert_close(batch.dense(1)[1, :, 9:], alone.dense(1)[0])
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_tokens_merged_later_are_merged_as_they_would_have_been_at_once(padded):
+    first, second = torch.randn(2, 2, 30, 8), torch.randn(2, 2, 30, 8)
+    valid = torch.ones(2, 30, dtype=torch.bool)
+    valid[1, :4] = not padded
+    rule = MergeRule(0.5, 0.0)  # everything stays exact
+    whole, parts = merged(first, second, rule, valid), MergedStates()
+    for start, stop in ((0, 18), (18, 30)):
+        parts.merge(first[:, :, start:stop], second[:, :, start:stop], valid, rule)
+    for layer in (0, 1):
+        torch.testing.assert_close(
+            parts.dense(layer)[valid[:, None].expand(-1, 2, -1)], whole.dense(layer)[valid[:, None].expand(-1, 2, -1)]
+        )
+
+
+def test_a_count_by_tokens_is_that_of_all_of_them():
+    rule = MergeRule(0.5, 0.0, lambda tokens: tokens // 3)
+    states = MergedStates()
+    for start, stop in ((0, 30), (30, 40), (40, 42)):
+        states.merge(torch.randn(1, 2, stop - start, 8), torch.randn(1, 2, stop - start, 8), None, rule)
+        assert len(states.columns) == stop // 3
+    assert len(set(states.columns.view()[0, :, 0].tolist())) == 14

@@ -7,6 +7,7 @@ import torch
 
 from kvgauge.calibration.weighting import Weighting
 from kvgauge.methods.across_layers.subspace import SharedSubspace, TruncatedSVD, leading_eigenvectors
+from kvgauge.store.storage import QuantizedStorage
 
 
 def matrix(tokens, features, decay, dtype=torch.float32, seed=0):
@@ -173,3 +174,76 @@ def test_extension_projects_in_the_metric(normalize):
         expected = X @ M @ W @ torch.linalg.inv(W.T @ M @ W) @ W.T
         actual = torch.cat([space.rebuild(layer, 60)[sequence] for layer in range(2)], dim=-1)
         torch.testing.assert_close(actual.double(), expected, atol=1e-4, rtol=1e-4)
+
+
+def grown(dtype=torch.float32, *, weighting=None, normalize=False):
+    """A subspace of two layers with 60 tokens of two sequences, the second 8 tokens shorter, and 24 tokens to come."""
+    rows = [torch.stack([matrix(84, 40, 0.05, dtype, seed=layer + 5 * row) for row in (0, 1)]) for layer in (0, 1)]
+    valid = torch.ones(2, 84, dtype=torch.bool)
+    valid[1, :8] = False
+    valid[1, 62:65] = False  # padding between a context and its question
+    space = SharedSubspace(2, weighting, normalize=normalize)
+    space.fit([part[:, :60] for part in rows], valid[:, :60], lambda length: 10, TruncatedSVD())
+    return space, rows, valid
+
+
+def as_the_svd_sees_them(space, parts, row):
+    """Rows or factors of both layers, joined, in float64 and in the metric."""
+    joined = []
+    for layer, part in enumerate(parts):
+        part = part.double()
+        if space.weighting is not None:
+            part = space.weighting.weighted(part, layer)
+        joined.append(part / space.scales.view()[row, 0, layer] if space.normalize else part)
+    return torch.cat(joined, dim=-1)
+
+
+@pytest.mark.parametrize("rank", [10, 17, 30, 80])
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_absorbed_tokens_and_stored_ones_get_the_best_subspace_of_both(rank, normalize, weighted):
+    weighting = None
+    if weighted:
+        generator = torch.Generator().manual_seed(9)
+        roots = torch.randn(2, 5, 8, 8, generator=generator)
+        roots = roots @ roots.mT / 8 + 0.5 * torch.eye(8)
+        weighting = Weighting(roots, torch.linalg.inv(roots))
+    space, rows, valid = grown(weighting=weighting, normalize=normalize)
+    stored = [space.rebuild(layer) for layer in (0, 1)]
+    new = [part[:, 60:] for part in rows]
+    space.absorb(new, valid[:, 60:], valid.sum(dim=1).tolist(), lambda length: rank, TruncatedSVD())
+    assert space.basis.dense().shape == (2, 84, min(rank, 10 + 24))
+    for row in (0, 1):
+        before = as_the_svd_sees_them(space, [part[row] for part in stored], row)
+        came = as_the_svd_sees_them(space, [part[row] for part in new], row) * valid[row, 60:, None]
+        everything = torch.cat([before, came])
+        now = as_the_svd_sees_them(space, [space.rebuild(layer)[row] for layer in (0, 1)], row)
+        error = float((everything - now).norm())
+        assert error == pytest.approx(tail(everything, rank), rel=1e-4, abs=2e-6 * float(everything.norm()))
+        factor = torch.cat([buffer.dense()[row].T.reshape(-1, 40) for buffer in space.factors], dim=-1)
+        seen = as_the_svd_sees_them(space, factor.split(40, dim=-1), row)
+        torch.testing.assert_close(seen @ seen.T, torch.eye(len(seen), dtype=torch.float64), atol=1e-4, rtol=0)
+
+
+def test_ranks_go_by_the_tokens_of_each_sequence():
+    space, rows, valid = grown()
+    space.absorb(
+        [part[:, 60:] for part in rows],
+        valid[:, 60:],
+        [84, 73],
+        lambda length: 12 if length < 80 else 20,
+        TruncatedSVD(),
+    )
+    assert [int((part != 0).any(dim=0).sum()) for part in space.basis.dense()] == [20, 12]
+    assert not space.basis.dense()[1, 62:65].any()
+
+
+def test_quantised_tokens_keep_their_subspace():
+    rows = [matrix(84, 40, 0.05, seed=layer)[None] for layer in (0, 1)]
+    space = SharedSubspace(2, storage=QuantizedStorage(8))
+    space.fit([part[:, :60] for part in rows], None, lambda length: 10, TruncatedSVD())
+    factors = [buffer.dense() for buffer in space.factors]
+    space.absorb([part[:, 60:] for part in rows], None, [84], lambda length: 20, TruncatedSVD())
+    assert space.basis.dense().shape == (1, 84, 10)
+    projected = torch.cat([part[0, 60:] for part in rows], dim=-1) @ torch.cat([part[0] for part in factors])
+    torch.testing.assert_close(space.basis.dense()[0, 60:], projected, atol=2e-2 * float(projected.abs().max()), rtol=0)

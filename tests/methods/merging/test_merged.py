@@ -11,6 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 import kvgauge
 from kvgauge import UserError
+from kvgauge.architecture.facts import model_facts
 from kvgauge.attend import counted_attention
 from kvgauge.evaluation.decoding import prefill
 from kvgauge.kernels.cpu import operators
@@ -321,3 +322,24 @@ def test_sinks_above_the_budget_are_an_error_once_the_length_is_known(model: Pre
     cache = cache_of(model, "kvslimmer", budget=0.1, start=20)
     with pytest.raises(UserError, match="lower start, raise the budget"):
         prefill(model, ids[:, :CONTEXT], cache)
+
+
+def test_an_evicting_cache_keeps_the_first_and_the_newest_tokens_of_the_whole_sequence(tiny, tokens):
+    model, ids = tiny("tiny/llama"), tokens(1, 200, seed=3)
+    method = kvgauge.build_method("streaming_llm", budget=0.5, start=4, window=16, while_decoding={"every": 24})
+    cache = method.new_cache(model)
+    cache.expect(100)
+    with torch.no_grad():
+        model(ids[:, :100], past_key_values=cache)
+        cache.compress()
+        for start in range(100, 200):
+            model(ids[:, start : start + 1], past_key_values=cache)
+            known = start + 1 - (start + 1 - 100) % 24  # of the last compression
+            entries = method.entries(known, model_facts(model))
+            assert cache.physical_length(0) == entries + start + 1 - known
+        full = kvgauge.build_method("full").new_cache(model)
+        model(ids, past_key_values=full)
+    behind = cache.physical_length(0) - 4
+    _, values = full.dense(0)  # those of the first layer do not depend on what was evicted
+    expected = torch.cat([values[:, :, :4], values[:, :, 200 - behind :]], dim=2)
+    torch.testing.assert_close(cache.own[0].entries.held.values.view(), expected)

@@ -123,3 +123,23 @@ def test_a_limit_within_the_start_may_still_rise_until_the_length_is_known(name:
         .policy.limit(3, sure=True)
         == 3
     )  # nothing is over the limit
+
+
+def test_behind_the_context_the_limits_grow_with_every_row() -> None:
+    made = windows([10, 10], [8, 7])
+    made.restart([True, True])
+    made.counts = [10, 9]
+    made.go_on(4, [40, 30], lambda tokens: tokens // 4)
+    assert made.grows and made.limits == [11, 8]  # by the tokens that there will be when the windows end
+    made.add([4, 3])
+    assert made.due() == [True, False] and made.surplus(made.due()) == [3, 0]
+    made.restart(made.due())
+    assert made.limits == [12, 8] and made.end(0, 9, None) == 1
+    one, both = Windows(8, list), Windows(8, list)
+    one.hold_row(made, 0)
+    assert one.limits == [12] and one.window == 4
+    both.go_on(4, [0, 0], lambda tokens: 0)
+    both.hold_rows([one, one])
+    assert both.limits == [12, 12]
+    made.map_batch(lambda rows: rows.flip(0), torch.device("cpu"))
+    assert made.limits == [8, 12]

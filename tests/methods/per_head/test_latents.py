@@ -220,3 +220,18 @@ def test_looking_into_and_cropping_an_unfinished_context_are_refused() -> None:
     layer.crop(-2)
     assert layer.get_seq_length() == 4
     assert layer.dense()[0].shape[2] == 4
+
+
+@EXACT
+def test_what_is_decoded_is_stored_as_if_it_had_been_in_the_context(exact: dict[str, int]) -> None:
+    keys, values = (torch.randn(2, 2, 96, 8, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    (whole, _), (grown, _) = layer_of(4, 6, **exact), layer_of(4, 6, **exact)
+    for cache, tokens in ((whole, 96), (grown, 60)):
+        cache.own[0].update(keys[:, :, :tokens], values[:, :, :tokens])
+        cache.compress()
+    for token in range(60, 96):
+        grown.own[0].update(keys[:, :, token : token + 1], values[:, :, token : token + 1])
+    grown.compress_again()
+    assert grown.nbytes_by_part() == whole.nbytes_by_part()
+    for mine, theirs in zip(grown.own[0].dense(), whole.own[0].dense(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)

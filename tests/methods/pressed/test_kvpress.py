@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from transformers import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import kvgauge
@@ -125,3 +127,35 @@ def test_without_the_package_one_line_says_how_to_install_it() -> None:
 def test_a_press_knows_its_version() -> None:
     method = kvgauge.build_method("kvpress/snapkv")
     assert method_version(method).endswith("-kvpress-0.5.5")
+
+
+@pytest.mark.parametrize("name", ["knorm", "keydiff", "tova"])
+def test_while_decoding_it_keeps_what_kvpress_keeps(name: str) -> None:
+    """Its own `PrefillDecodingPress` on transformers' cache, one period long: the target is then a number of tokens."""
+    model = kvgauge.load_model("tiny/llama")[0]
+    ids = torch.randperm(250, generator=torch.Generator().manual_seed(2))[None, :96] + 3  # no token twice: no ties
+    method = kvgauge.build_method(f"kvpress/{name}", budget=0.5, while_decoding={"every": 16})
+    mine, theirs = method.new_cache(model), DynamicCache()
+    cls = presses()[name]
+    press = library().PrefillDecodingPress(
+        prefilling_press=cls(compression_ratio=0.5),
+        decoding_press=library().DecodingPress(base_press=cls(), compression_interval=16, target_size=48),
+    )
+    with torch.no_grad():
+        model(ids[:, :80], past_key_values=mine)
+        mine.compress()
+        for step in range(80, 96):
+            mine_says = model(ids[:, step : step + 1], past_key_values=mine).logits
+        plain = copy.deepcopy(model)
+        plain.set_attn_implementation("sdpa")
+        with press(plain):
+            positions = torch.arange(96)[None]
+            plain(ids[:, :80], past_key_values=theirs, cache_position=positions[0, :80])
+            for step in range(80, 96):
+                part = {"position_ids": positions[:, step : step + 1], "cache_position": positions[0, step : step + 1]}
+                theirs_say = plain(ids[:, step : step + 1], past_key_values=theirs, **part).logits
+    torch.testing.assert_close(mine_says, theirs_say, rtol=1e-4, atol=1e-5)
+    for layer, other in zip(mine.own, theirs.layers, strict=True):
+        assert layer.physical_length == other.keys.shape[2] == 48
+        torch.testing.assert_close(layer.keys_buffer.dense(), other.keys, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(layer.values_buffer.dense(), other.values, rtol=1e-4, atol=1e-5)

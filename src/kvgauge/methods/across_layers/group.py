@@ -135,6 +135,34 @@ class CrossLayerGroup:
         self.keys.extend([self.key_rows(member, rows, start) for member, rows in enumerate(keys)])
         self.values.extend([self.value_rows(rows) for rows in values])
 
+    def absorb(self) -> None:
+        """Take the whole tail into the subspaces, at the ranks of the longer sequence.
+
+        Of chunks that share a landmark only whole ones: the others wait.
+        """
+        settings, first = self.settings, self.members[0]
+        waiting = len(first.tail_keys)
+        if settings.selection is not None:
+            waiting -= waiting % settings.selection.chunk
+        if not waiting:
+            return
+        start, valid = len(self.keys), first.valid
+        total = first.sinks.cut + start + waiting
+        lengths = [total - len(first.sinks)] * first.tail_keys.dense().shape[0]
+        new = None
+        if valid is not None:
+            lengths = [max(1, seen - len(first.sinks)) for seen in valid[:, :total].sum(dim=1).tolist()]
+            new = valid[:, total - waiting : total]
+            new = None if bool(new.all()) else new
+        keys = [member.tail_keys.drop_front(waiting) for member in self.members]
+        values = [member.tail_values.drop_front(waiting) for member in self.members]
+        for member, rows in zip(self.members, keys, strict=True):
+            member.add_landmarks(rows, new)
+        key_rows = [self.key_rows(member, rows, start) for member, rows in enumerate(keys)]
+        value_rows = [self.value_rows(rows) for rows in values]
+        self.keys.absorb(key_rows, new, lengths, lambda length: self.ranks(length)[0], settings.svd)
+        self.values.absorb(value_rows, new, lengths, lambda length: self.ranks(length)[1], settings.svd)
+
     def crop(self, tokens: int) -> None:
         self.keys.basis.crop(tokens)
         self.values.basis.crop(tokens)
@@ -174,10 +202,24 @@ class CrossLayerLayer(TailedLayer):
             self.landmarks.set(selection.landmarks(keys, valid))
         self.group.collect(keys, values, valid)
 
-    def add_landmarks(self, keys: Tensor) -> None:
+    def add_landmarks(self, keys: Tensor, valid: Tensor | None = None) -> None:
         selection = self.group.settings.selection
         if selection is not None:
-            self.landmarks.append(selection.landmarks(keys, None))
+            self.landmarks.append(selection.landmarks(keys, valid))
+
+    def compress_again(self) -> None:
+        if self.member == 0:
+            self.group.absorb()
+            self.group.keys.trim()
+            self.group.values.trim()
+        for buffer in (self.tail_keys, self.tail_values, self.landmarks):
+            buffer.trim()
+
+    def check_every(self, every: int) -> None:
+        super().check_every(every)
+        selection = self.group.settings.selection
+        if selection is not None and every % selection.chunk:
+            raise UserError(f"while_decoding every {every} is not a multiple of sr's chunk {selection.chunk}")
 
     def context_segment(self) -> SubspaceSegment:
         group, rotation = self.group, self.rotation

@@ -78,6 +78,18 @@ class CrossLayerLatentGroup:
         if surplus:
             self.latents.extend([member.tail.drop_front(surplus)[:, 0] for member in self.members])
 
+    def absorb(self) -> None:
+        """Take the whole tail into the subspace, at the rank of the longer sequence."""
+        first, waiting = self.members[0], len(self.members[0].tail)
+        if not waiting:
+            return
+        total, valid = len(self.latents) + waiting, first.valid
+        lengths, new = [total] * first.tail.view().shape[0], None
+        if valid is not None:
+            lengths, new = valid[:, :total].sum(dim=1).tolist(), valid[:, total - waiting : total]
+        rows = [member.tail.drop_front(waiting)[:, 0] for member in self.members]
+        self.latents.absorb(rows, new, lengths, self.rank, self.svd)
+
 
 class CrossLayerLatentLayer(LatentAttentionLayer):
     """One layer of a group; the first one counts the shared basis as its own."""
@@ -112,6 +124,13 @@ class CrossLayerLatentLayer(LatentAttentionLayer):
         if self.member == len(self.group.members) - 1:
             self.group.fold()
         return output
+
+    def compress_again(self) -> None:
+        if self.member == 0:
+            self.group.absorb()
+            self.group.latents.trim()
+        for buffer in (self.tail, self.rotary_keys):
+            buffer.trim()
 
     def compressed_nbytes_by_part(self) -> dict[str, int]:
         space = self.group.latents

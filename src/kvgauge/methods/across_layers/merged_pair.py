@@ -34,11 +34,14 @@ class MergeRule:
     gamma: float
     retained: RetainedCount | None = None
 
-    def keeps(self, distance: Tensor) -> Tensor:
-        """True for the tokens of one sequence that stay exact, from their distances (tokens,)."""
+    def keeps(self, distance: Tensor, before: int = 0) -> Tensor:
+        """True for tokens of one sequence that stay exact, from their distances (tokens,), behind `before` others."""
+        if not distance.numel():
+            return torch.zeros_like(distance, dtype=torch.bool)
         if self.retained is None:
             return distance >= distance.min() + self.gamma * (distance.max() - distance.min())
-        count = min(self.retained(distance.numel()), distance.numel())
+        wanted = self.retained(before + distance.numel()) - (self.retained(before) if before else 0)
+        count = max(0, min(wanted, distance.numel()))
         return torch.zeros_like(distance, dtype=torch.bool).index_fill_(0, distance.topk(count).indices, True)
 
 
@@ -71,29 +74,38 @@ class MergedStates:
         self.retained = (GrowingBuffer(), GrowingBuffer())  # (batch, heads, retained, head_dim)
 
     def merge(self, first: Tensor, second: Tensor, valid: Tensor | None, rule: MergeRule) -> None:
-        """Take over the states of both layers, (batch, heads, tokens, head_dim); `valid` as in `KVCache`."""
+        """Take in states of both layers, (batch, heads, tokens, head_dim), behind those that are there.
+
+        Args:
+            first, second: of each layer.
+            valid: (batch, tokens) of all tokens, False on padding; None where there is none.
+            rule: how they are merged.
+        """
         dtype = first.dtype
         pair = (first.float(), second.float()) if dtype.itemsize < 4 else (first, second)
         units = tuple(torch.nn.functional.normalize(states, dim=-1) for states in pair)
         directions = slerp(units[0], units[1], rule.interpolation)
         distance = angle(units[0], units[1]).mean(dim=1) / torch.pi  # (batch, tokens)
         batch, tokens = distance.shape
-        seen = valid[:, :tokens] if valid is not None else distance.new_ones(batch, tokens, dtype=torch.bool)
+        begin = len(self.directions)
+        every = distance.new_ones(batch, begin + tokens, dtype=torch.bool) if valid is None else valid
+        seen, before = every[:, begin : begin + tokens], every[:, :begin].sum(dim=1).tolist()
         kept = torch.zeros_like(seen)
-        for row, mask, where in zip(distance, seen, kept, strict=True):
-            where[mask] = rule.keeps(row[mask])
+        for row, mask, where, count in zip(distance, seen, kept, before, strict=True):
+            where[mask] = rule.keeps(row[mask], count)
         # Sequences that retain fewer tokens than others fill up with merged ones, which changes nothing for them.
         most = int(kept.sum(dim=1).max())
         order = (distance + 2.0 * kept + 1.0 * seen).argsort(dim=1, descending=True)[:, :most]
+        add = GrowingBuffer.append if begin else GrowingBuffer.set
         picked = order[:, None, :, None].expand(-1, first.shape[1], -1, first.shape[3])
         exact = kept.gather(1, order)[:, None, :, None]
-        self.directions.set(directions.to(dtype))
-        self.columns.set(order.unsqueeze(-1).int())
+        add(self.directions, directions.to(dtype))
+        add(self.columns, begin + order.unsqueeze(-1).int())
         for layer, states in enumerate(pair):
             length = states.norm(dim=-1, keepdim=True)
-            self.lengths[layer].set(length.to(dtype))
+            add(self.lengths[layer], length.to(dtype))
             merged = (directions * length).gather(2, picked)
-            self.retained[layer].set(torch.where(exact, states.gather(2, picked), merged).to(dtype))
+            add(self.retained[layer], torch.where(exact, states.gather(2, picked), merged).to(dtype))
 
     def picked(self, like: Tensor) -> Tensor:
         """The retained columns, expanded to index the last dimension of `like` (batch, heads, rows, tokens)."""
@@ -104,6 +116,11 @@ class MergedStates:
         states = self.directions.view() * self.lengths[layer].view()
         index = self.columns.view()[:, None].long().expand(-1, states.shape[1], -1, states.shape[3])
         return states.scatter(2, index, self.retained[layer].view())
+
+    def trim(self) -> None:
+        """Give back spare capacity."""
+        for buffer in (*self.shared_buffers(), *self.own_buffers(0), *self.own_buffers(1)):
+            buffer.trim()
 
     def shared_buffers(self) -> list[GrowingBuffer]:
         return [self.directions, self.columns]
@@ -159,6 +176,17 @@ class MergedPair:
         self.keys.merge(first_keys, keys, valid, self.rule)
         self.values.merge(first_values, values, valid, self.rule)
 
+    def absorb(self) -> None:
+        """Merge the whole tail."""
+        one, two = self.members
+        waiting = len(one.tail_keys)
+        if not waiting:
+            return
+        tails = ((self.keys, one.tail_keys, two.tail_keys), (self.values, one.tail_values, two.tail_values))
+        for states, first, second in tails:
+            states.merge(first.drop_front(waiting), second.drop_front(waiting), one.valid, self.rule)
+            states.trim()
+
 
 class MergedPairLayer(TailedLayer):
     """One layer of a pair; the first one counts what both share as its own."""
@@ -179,6 +207,12 @@ class MergedPairLayer(TailedLayer):
 
     def context_dense(self) -> tuple[Tensor, Tensor]:
         return self.pair.keys.dense(self.member), self.pair.values.dense(self.member)
+
+    def compress_again(self) -> None:
+        if self.member == 0:
+            self.pair.absorb()
+        for buffer in (self.tail_keys, self.tail_values):
+            buffer.trim()
 
     def compressed_nbytes_by_part(self) -> dict[str, int]:
         states = (self.pair.keys, self.pair.values)

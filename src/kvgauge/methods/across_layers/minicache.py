@@ -37,7 +37,8 @@ class MiniCache(Lossless, Method):
         start_layer: first layer of the first pair; None is the middle of the model. An odd last layer stays exact.
         interpolation: t of the spherical interpolation; 0.5 in the xKV paper's comparison.
         gamma: tokens at a distance of at least ``d_min + γ (d_max − d_min)`` stay exact: 0 keeps all, near 1 few.
-            A budget decides instead: it keeps as many of the most distant tokens as it pays for.
+            A budget decides instead: it keeps as many of the most distant tokens as it pays for. While decoding, the
+            distances compared are those of the tokens that are merged together.
 
     Raises:
         UserError: values out of range.
@@ -114,7 +115,7 @@ class MiniCache(Lossless, Method):
         layers: list[LayerCache] = [ExactLayer() for _ in range(facts.num_layers)]
         for first in self.pairs(facts.num_layers):
             layers[first : first + 2] = MergedPair(rule).members
-        return placed(KVCache(layers, context_length=context_length), model)
+        return placed(KVCache(layers, context_length=context_length), model).compress_every(self.every)
 
     def _check_rotations(self, model: PreTrainedModel, first: int) -> None:
         """Refuse a pair of layers that share no directions, for their keys are turned otherwise."""

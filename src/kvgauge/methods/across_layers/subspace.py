@@ -145,6 +145,7 @@ class SharedSubspace:
         normalize: bool = False,
         storage: Storage = EXACT,
     ) -> None:
+        self.exact = storage is EXACT
         self.basis = storage.rows()
         self.factors = [storage.factor() for _ in range(layers)]
         self.scales = GrowingBuffer(step=1)
@@ -166,9 +167,8 @@ class SharedSubspace:
         features = [part.shape[-1] for part in rows]
         lengths = [tokens] * batch
         if valid is not None:
-            seen = valid[:, :tokens]
-            lengths = seen.sum(dim=1).tolist()
-            rows = [part * seen.unsqueeze(-1).to(part.dtype) for part in rows]
+            lengths = valid[:, :tokens].sum(dim=1).tolist()
+            rows = _shown(rows, valid)
         ranks = [max(1, min(rank_of(length), length, sum(features))) for length in lengths]
         dtype, rank = rows[0].dtype, max(ranks)
         basis = rows[0].new_zeros(batch, tokens, rank)
@@ -190,6 +190,68 @@ class SharedSubspace:
             self.scales.set(scales)
         for buffer, part in zip(self.factors, factor.split(features, dim=1), strict=True):
             buffer.set(part)
+
+    def absorb(
+        self,
+        rows: Sequence[Tensor],
+        valid: Tensor | None,
+        lengths: Sequence[int],
+        rank_of: Callable[[int], int],
+        svd: TruncatedSVD,
+    ) -> None:
+        """Add tokens, and find the subspace of what is stored and of them, at the rank of the longer sequence.
+
+        With orthonormal directions Q of the factors F and of the new tokens X, in the metric, all tokens are
+        ``[Z Fᵀ Q; X Q] Qᵀ``: the leading directions of the first matrix, of few columns, are those of all of them
+        (Brand, Linear Algebra Appl. 415, 2006). Quantised bases would lose something with every turn: they keep their
+        subspace, and new tokens are projected on it (`extend`).
+
+        Args:
+            rows, rank_of, svd: as in `fit`.
+            valid: (batch, tokens), False on padding among the new tokens; None where there is none.
+            lengths: tokens of each sequence in all, padding not counted.
+        """
+        rows = rows if valid is None else _shown(rows, valid)
+        if not self.exact:
+            self.extend(rows)
+            return
+        old, features, dtype = self.basis.dense(), [part.shape[-1] for part in rows], rows[0].dtype
+        wide = torch.promote_types(dtype, torch.float32)
+        found = []
+        for sequence, length in enumerate(lengths):
+            joined, factor = self._joined(rows, sequence, wide)
+            directions = torch.linalg.qr(torch.cat([factor, joined.T], dim=1))[0]
+            core = torch.cat([old[sequence].to(wide) @ (factor.T @ directions), joined @ directions])
+            rank = max(1, min(rank_of(length), length, *core.shape))
+            basis, turned = svd(core, rank)
+            found.append((basis, directions @ turned, sequence))
+        rank = max(basis.shape[1] for basis, _, _ in found)
+        basis = old.new_zeros(len(found), old.shape[1] + rows[0].shape[1], rank)
+        factor = old.new_zeros(len(found), sum(features), rank)
+        for left, right, sequence in found:
+            basis[sequence, :, : left.shape[1]] = left.to(dtype)
+            factor[sequence, :, : left.shape[1]] = self._unweighted(right, features, self._scale(sequence)).to(dtype)
+        self.basis.set(basis)
+        for buffer, part in zip(self.factors, factor.split(features, dim=1), strict=True):
+            buffer.set(part)
+
+    def _joined(self, rows: Sequence[Tensor], sequence: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Tokens (tokens, features of all layers) and factor (features, rank) of a sequence, as the SVD sees them."""
+        parts, factors = [], []
+        for layer, (part, buffer) in enumerate(zip(rows, self.factors, strict=True)):
+            own, factor = part[sequence].to(dtype), buffer.dense()[sequence].to(dtype)
+            if self.weighting is not None:
+                own, factor = self.weighting.weighted(own, layer), self.weighting.weighted(factor.T, layer).T
+            if self.normalize:
+                scale = self._scale(sequence)[layer]
+                own, factor = own / scale, factor / scale
+            parts.append(own)
+            factors.append(factor)
+        return torch.cat(parts, dim=-1), torch.cat(factors)
+
+    def _scale(self, sequence: int) -> Tensor:
+        """What the features of each layer were divided by; only read where they were."""
+        return self.scales.view()[sequence, 0] if self.normalize else torch.ones(len(self.factors))
 
     def _unweighted(self, factor: Tensor, features: Sequence[int], scales: Tensor) -> Tensor:
         """The joined factor (features of all layers, rank) without the weights and scales of its layers."""
@@ -215,6 +277,11 @@ class SharedSubspace:
             parts.append(weighted.to(part.dtype) @ factor.dense())
         self.basis.append(torch.stack(parts).sum(dim=0))
 
+    def trim(self) -> None:
+        """Give back spare capacity."""
+        for buffer in (self.basis, *self.factors):
+            buffer.trim()
+
     def truncated(self, rank: int) -> SharedSubspace:
         """The subspace of the first `rank` directions, which is the best of that rank; for measuring only."""
         other = SharedSubspace(len(self.factors))
@@ -233,3 +300,8 @@ class SharedSubspace:
 
     def __len__(self) -> int:
         return len(self.basis)
+
+
+def _shown(rows: Sequence[Tensor], valid: Tensor) -> list[Tensor]:
+    """Rows (batch, tokens, features), zero where `valid` (batch, tokens or more) is False."""
+    return [part * valid[:, : part.shape[1], None].to(part.dtype) for part in rows]

@@ -69,7 +69,9 @@ class XKV(Projector, Lossless, Method):
             counts the exact ones.
         sr: Selective Reconstruction, ``{chunk: tokens per landmark, budget: tokens rebuilt per step}``; None attends to
             everything. It applies to steps of one token; the landmarks count in the budget.
-        fold_every: project the decoded tokens on the subspace, so many at a time; None keeps them exact.
+        fold_every: project the decoded tokens on the subspace, so many at a time; None keeps them exact. With
+            `while_decoding` the subspace itself is found again, of all tokens and at the rank of the longer sequence;
+            quantised ones are projected on.
         svd: ``exact`` or ``randomized`` (see `TruncatedSVD`).
         seed: of the randomized SVD.
         whiten: ``{keys: bool, values: bool}``, the metric of the SVD: for values the error that W_O makes of theirs,
@@ -132,6 +134,8 @@ class XKV(Projector, Lossless, Method):
             raise UserError(f"normalize of {self.name} is `layer` or `none`, not {self.normalize!r}")
         if self.sinks < 0:
             raise UserError(f"sinks {self.sinks} of {self.name} is below 0: it is a number of tokens")
+        if self.fold_every is not None and self.every is not None:
+            raise UserError(f"{self.name} has fold_every beside while_decoding: give one of them")
         given = [label for label in ("rank", "rank_k", "rank_v") if getattr(self, label) is not None]
         check_allocation(self.name, self.allocate, given[0] if given else None)
         self.selection()
@@ -355,7 +359,8 @@ class XKV(Projector, Lossless, Method):
         for group, joined in zip(self.groups(facts.num_layers), members, strict=True):
             layers[group.start : group.stop] = joined
         turning = self.rope == "pre" and not latent
-        return placed(KVCache(layers, context_length=context_length), model, turning=turning)
+        whole = placed(KVCache(layers, context_length=context_length), model, turning=turning)
+        return whole.compress_every(self.every)
 
     def _new_groups(
         self, model: PreTrainedModel, known: Mapping[str, Tensor], ranks: AllRanks, storage: Storage = EXACT

@@ -54,7 +54,7 @@ class Full(Projector, Lossless, Method):
         facts = model_facts(model)
         kind = ExactLayer if facts.latent is None else ExactLatentLayer
         layers = [kind(self.reserve, dimension_major=self.one_pass) for _ in range(facts.num_layers)]
-        return placed(KVCache(layers, context_length=context_length), model)
+        return placed(KVCache(layers, context_length=context_length), model).compress_every(self.every)
 
     def stored_cache(
         self,
@@ -71,7 +71,7 @@ class Full(Projector, Lossless, Method):
         if facts.latent is not None:
             raise UserError(f"latents (MLA) of {self.name} have no quantised storage: leave the quantiser out")
         layers = [StoredLayer(storage) for _ in range(facts.num_layers)]
-        return placed(KVCache(layers, context_length=context_length), model)
+        return placed(KVCache(layers, context_length=context_length), model).compress_every(self.every)
 
     def stored_nbytes(self, facts: ModelFacts, fitted: Fitted | None, storage: Storage, tokens: int) -> int:
         if facts.latent is not None:

@@ -152,7 +152,8 @@ class KVQuant(Quantizer, Lossless, Method):
             quantiser = self._quantiser(known, facts, index, rotation, attention_device(model, index))
             layers.append(KVQuantLayer(quantiser, self.bits))
         choose = self._choose(facts) if self.bits is None else None
-        return placed(KVQuantCache(layers, choose, context_length=context_length), model, turning=self.pre_rope)
+        cache = placed(KVQuantCache(layers, choose, context_length=context_length), model, turning=self.pre_rope)
+        return cache.compress_every(self.every)
 
     def _quantiser(
         self, known: Fitted, facts: ModelFacts, layer: int, rotation: PlaneRotation | None, device: torch.device

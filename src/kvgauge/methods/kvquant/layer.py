@@ -177,6 +177,11 @@ class KVQuantLayer(TwoPhaseLayer):
         if room < keys.shape[2]:
             self._code(keys[:, :, room:], values[:, :, room:], column + room)
 
+    def compress_again(self) -> None:
+        """New tokens are coded as they come."""
+        for rows in (self.key_rows, self.value_rows):
+            rows.trim()
+
     # -- attending -----------------------------------------------------------------------------------------------
 
     def attend_compressed(self, query: Tensor, mask: Mask, scaling: float) -> Tensor:

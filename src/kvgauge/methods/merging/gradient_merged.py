@@ -110,7 +110,7 @@ class GradientMergingCache(MergingCache):
             if policy.ahead and fresh >= policy.window:
                 self._probe(model, ids[:, begin : begin + policy.window])
                 fresh = 0
-            part = ids[:, begin : begin + policy.window - fresh]
+            part = ids[:, begin : begin + self.own[0].windows.window - fresh]
             logits = self._pass(model, part)
             begin += part.shape[1]
         if logits is None:

@@ -130,6 +130,13 @@ class MergedLayer(LayerCache):
         self.windows.fixed = self._expected_limits(final=True)
         self.entries = self.entries.completed(self.freeze and partial(self.freeze, self.logical_length))
         self.compressed = True
+        every = self.owner.every
+        if every is not None:
+            tokens = self.owner.row_tokens(self.logical_length, len(self.windows.counts), final=True)
+            self.windows.go_on(every, tokens, partial(self.policy.limit, sure=True))
+
+    def compress_again(self) -> None:
+        """Windows of the answer end by themselves, in every row by its own tokens."""
 
     def fix_shapes(self, steps: Steps) -> None:
         """See `LayerCache.fix_shapes`."""

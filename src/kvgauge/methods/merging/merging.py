@@ -41,7 +41,9 @@ class Streaming(Lossless, Merger, Method):
         start: first tokens that stay as they are, the attention sinks.
         recent: entries behind them.
         max_entries: entries in all.
-        window: tokens between two reductions. A layer holds at most `window` entries more than its limit.
+        window: tokens between two reductions. A layer holds at most `window` entries more than its limit. While
+            decoding it is that of `while_decoding`, with a limit by all tokens so far; without that the limit stays the
+            context's.
 
     Raises:
         UserError: no size, ``start + recent`` below 2, a window of 0, or a size that the start alone exceeds.
@@ -138,7 +140,8 @@ class Streaming(Lossless, Merger, Method):
         facts = self._served(model)
         policy = self.policy(facts)
         layers = [self.layer_type(policy, rotary) for rotary in layer_rotaries(model)]
-        return placed(self.cache_type(layers, context_length=context_length), model, turning=True)
+        cache = placed(self.cache_type(layers, context_length=context_length), model, turning=True)
+        return cache.compress_every(self.every)
 
     def _served(self, model: PreTrainedModel) -> ModelFacts:
         facts = model_facts(model)
@@ -240,6 +243,11 @@ class Merging(Streaming):
             raise UserError(f"{self.name} has pairs: bounded and no clip: give a clip, or pairs: chain")
         if self.traits.cost == "residual" and self.gamma is not None:
             raise UserError(f"{self.name} has a gamma, and cost: residual is not discounted: leave one of the two out")
+        if self.every is not None and self.traits.decided_by == "next":
+            raise UserError(
+                f"{self.name} with decided_by: next merges when the window behind has begun, and keeps to no budget "
+                f"where one ends: use decided_by: own, or leave while_decoding out"
+            )
         if self.curvature is not None and self.rule == "mean":
             raise UserError(f"{self.name} averages its keys, whatever the curvature: leave curvature out")
 

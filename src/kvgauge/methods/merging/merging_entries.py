@@ -145,6 +145,8 @@ class MergingEntries(LayerEntries):
         if any(due) and not self.policy.ahead:
             self.make_room(due)
             self.windows.restart(due)
+            if self.windows.grows and all(due):
+                self.held.settle()  # what the merge was chosen by is no part of the budget
 
     def completed(self, successor: Callable[[], TwoPhaseLayer] | None) -> LayerEntries:
         everywhere = [True] * len(self.windows.counts)

@@ -20,6 +20,7 @@ class Windows:
         fresh: tokens since the row's window began.
         taken: windows whose Hessian was taken.
         fixed: the limits once the context is complete; None before.
+        upto: tokens of each row when its window ends; None where the limits do not grow with the answer.
     """
 
     def __init__(self, window: int, expected: Callable[[], list[int]]) -> None:
@@ -28,10 +29,28 @@ class Windows:
         self.fresh: list[int] = []
         self.taken: list[int] = []
         self.fixed: list[int] | None = None
+        self.upto: list[int] | None = None
+        self._limit: Callable[[int], int] | None = None
 
     def begin(self, batch: int, entries: int = 0, taken: int = 0) -> None:
         """The first window of `batch` rows, which have so many entries and Hessians from before."""
         self.counts, self.fresh, self.taken = ([number] * batch for number in (entries, 0, taken))
+
+    def go_on(self, window: int, tokens: Sequence[int], limit: Callable[[int], int]) -> None:
+        """The context is complete, and every row has a window of `window` tokens before it.
+
+        Args:
+            window: tokens between merges from here on.
+            tokens: of each row so far.
+            limit: the most entries of a row of so many tokens.
+        """
+        self.window, self.upto, self._limit = window, [count + window for count in tokens], limit
+        self.fixed = [limit(count) for count in self.upto]
+
+    @property
+    def grows(self) -> bool:
+        """The limits grow with the answer."""
+        return self.upto is not None
 
     @property
     def limits(self) -> list[int]:
@@ -74,6 +93,9 @@ class Windows:
     def restart(self, due: Sequence[bool]) -> None:
         """A new window begins in these rows."""
         self.fresh = [0 if ended else fresh for ended, fresh in zip(due, self.fresh, strict=True)]
+        if self.upto is not None and self._limit is not None:
+            self.upto = [count + self.window * int(ended) for ended, count in zip(due, self.upto, strict=True)]
+            self.fixed = [self._limit(count) for count in self.upto]
 
     def surplus(self, due: Sequence[bool]) -> list[int]:
         """How many entries are too many, in rows whose window is over."""
@@ -99,6 +121,7 @@ class Windows:
 
         self.counts, self.fresh, self.taken = map(chosen, (self.counts, self.fresh, self.taken))
         self.fixed = None if self.fixed is None else chosen(self.fixed)
+        self.upto = None if self.upto is None else chosen(self.upto)
 
     def hold_row(self, source: Windows, index: int) -> None:
         """Be one row of `source`."""
@@ -106,6 +129,8 @@ class Windows:
             [numbers[index]] for numbers in (source.counts, source.fresh, source.taken)
         )
         self.fixed = None if source.fixed is None else [source.fixed[index]]
+        self.upto = None if source.upto is None else [source.upto[index]]
+        self.window, self._limit = source.window, source._limit
 
     def hold_rows(self, rows: Sequence[Windows]) -> None:
         """Be `rows`, of one row each, in the place of what was; limits stay."""
@@ -113,3 +138,6 @@ class Windows:
             [numbers[0] for numbers in several]
             for several in zip(*((row.counts, row.fresh, row.taken) for row in rows), strict=True)
         )
+        if self.upto is not None:
+            self.upto = [row.upto[0] for row in rows if row.upto is not None]
+            self.fixed = [row.fixed[0] for row in rows if row.fixed is not None]

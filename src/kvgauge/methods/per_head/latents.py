@@ -161,14 +161,20 @@ class LatentLayer(TwoPhaseLayer):
             segments.append(StoredSegment(self.recent_keys, self.recent_values, self.projections.A.shape[0]))
         return segments
 
-    def _age(self) -> None:
-        """Project what has left the window, a growth step at a time: moving rows at every token would cost more."""
+    def _age(self, least: int = GROWTH_STEP) -> None:
+        """Project what has left the window, `least` tokens or more: moving rows at every token would cost more."""
         surplus = len(self.recent_keys) - self.window
-        if not self.window or surplus < GROWTH_STEP:
+        if not self.window or surplus < least:
             return
         assert self.projections is not None
         self.latent_keys.append(self.recent_keys.drop_front(surplus) @ self.projections.A)
         self.latent_values.append(self.recent_values.drop_front(surplus) @ self.projections.A_v)
+
+    def compress_again(self) -> None:
+        """New tokens are latents as soon as they have left the window."""
+        self._age(least=1)
+        for buffer in self.buffers():
+            buffer.trim()
 
     def compressed_nbytes_by_part(self) -> dict[str, int]:
         parts = {

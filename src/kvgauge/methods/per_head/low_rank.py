@@ -263,17 +263,18 @@ class LowRankPerHead(Projector, Lossless, Method):
                 )
             chosen = sized(facts.max_positions)  # the rank of latents does not depend on the length of the context
             ranks = chosen.ranks(known, facts)
-            return placed(KVCache(chosen._latent_layers(model, known, ranks), context_length=context_length), model)
+            layers = chosen._latent_layers(model, known, ranks)
+            return placed(KVCache(layers, context_length=context_length), model).compress_every(self.every)
         # refuses bad ranks before any work is done
         sized(facts.max_positions).ranks(known, facts)
         layer_type, cache_type = (
             (StreamingLatentLayer, StreamingLatentCache) if self.compress_prefill else (LatentLayer, KVCache)
         )
-        layers = [
+        latent_layers = [
             layer_type(self._pairs_of(model, known, sized, layer), self.sinks, self.window, storage)
             for layer in range(facts.num_layers)
         ]
-        return placed(cache_type(layers, context_length=context_length), model)
+        return placed(cache_type(latent_layers, context_length=context_length), model).compress_every(self.every)
 
     def stored_nbytes(self, facts: ModelFacts, fitted: Fitted | None, storage: Storage, tokens: int) -> int:
         assert fitted is not None

@@ -55,6 +55,11 @@ ONE_SEQUENCE = (
 )
 # Parameters that have to be given, though the press would only find out in the middle of a prefill.
 REQUIRED = {"DMSPress": "threshold", "PerLayerCompressionPress": "compression_ratios"}
+# What kvpress' DecodingPress is right around. It hands a press a cache in the order of its last scores, and what the
+# modules were given of the tokens since then: these score an entry wherever it stands. Others take sinks, windows or
+# neighbours by their places (StreamingLLM, SnapKV, LagKV), or count positions from the tokens that they are shown
+# (ExpectedAttention).
+WHILE_DECODING = ("KeyDiffPress", "KnormPress", "QFilterPress", "RandomPress", "TOVAPress")
 # They run the model over the context again.
 REPLAYING = ("KVzipPress",)
 # What stands in the way of those that cannot run here at all.
@@ -99,6 +104,12 @@ class Pressed(Lossless, Method):
                 f"{self.name} masks and frees no bytes, so that it reaches no budget of {self.budget:g}: "
                 f"give compression_ratio or its own parameters instead"
             )
+        if self.every is not None and self.press_class.__name__ not in WHILE_DECODING and not self.keeps_everything:
+            known = ", ".join(name for name, cls in presses().items() if cls.__name__ in WHILE_DECODING)
+            raise UserError(
+                f"{self.name} scores entries by their places or by the whole prompt, which a pruned cache has not: "
+                f"leave while_decoding out, or take one of {known}"
+            )
         self.new_press()
 
     def lossless(self, facts: Any) -> Pressed:
@@ -131,6 +142,11 @@ class Pressed(Lossless, Method):
     def _asked_budget(self) -> float | None:
         """The budget that has to be kept to; None where there is none, or where everything is kept."""
         return None if self.compression_ratio is not None or self.budget == 1.0 else self.budget
+
+    @property
+    def _kept_while_decoding(self) -> float:
+        """The share of all tokens that is left by a compression while decoding."""
+        return self._asked_budget or 1.0 - (self.compression_ratio or 0.0)
 
     @property
     def keeps_everything(self) -> bool:
@@ -175,11 +191,12 @@ class Pressed(Lossless, Method):
             model,
             press,
             budget=self._asked_budget,
+            kept=self._kept_while_decoding,
             one_sequence=self._is(*ONE_SEQUENCE),
             rerotates=self._is("KeyRerotationPress"),
             replays=press is not None and self._is(*REPLAYING),
             context_length=context_length,
-        )
+        ).compress_every(self.every)
 
 
 def _build(name: str, cls: type[Any], values: Mapping[str, Any]) -> Any:

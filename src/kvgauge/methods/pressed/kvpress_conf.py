@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from kvgauge.configuration import CONF_DIR
-from kvgauge.methods.pressed.kvpress import GROUP, MASKING, REFUSED, defaults, method_class
+from kvgauge.methods.pressed.kvpress import GROUP, MASKING, REFUSED, WHILE_DECODING, defaults, method_class
 from kvgauge.methods.pressed.kvpress_library import presses
 
 FOLDER = CONF_DIR / "method" / "kvpress"
@@ -34,6 +34,7 @@ def text(name: str) -> str:
         "_target_": f"kvgauge.methods.pressed.kvpress.{cls.__name__}",
         "name": GROUP + name,
         **size,
+        **({"while_decoding": None} if cls.__name__ in WHILE_DECODING else {}),
         **defaults(cls),
     }
     body = yaml.safe_dump(node, sort_keys=False, allow_unicode=True, width=120)

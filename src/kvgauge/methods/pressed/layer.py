@@ -23,11 +23,13 @@ from kvgauge.architecture.facts import attention_modules, full_nbytes
 from kvgauge.architecture.rotary import Rotary
 from kvgauge.attend.attention import exact_attention
 from kvgauge.attend.mask import Mask
+from kvgauge.contract.budget import ROUNDING
 from kvgauge.errors import UserError
 from kvgauge.layers.adoption import Prefill
 from kvgauge.layers.cache import KVCache
 from kvgauge.layers.inputs import LayerInputs
 from kvgauge.layers.pair import PairLayer
+from kvgauge.methods.pressed.kvpress_library import library
 from kvgauge.store.buffers import GrowingBuffer
 
 BUDGET_TOLERANCE = 1.02  # measured bytes over the budget: presses work in whole tokens or chunks
@@ -105,6 +107,7 @@ class PressedCache(KVCache):
         model: the cache's.
         press: of kvpress, of this cache alone; None keeps everything.
         budget: share of the uncompressed bytes that the pruned context may take; None does not check.
+        kept: share of all tokens that a compression while decoding leaves.
         one_sequence: what the press chooses for a row depends on the other rows, or it takes only one.
         rerotates: the press turns the keys it keeps to the positions 0, 1, 2, …
         replays: the press runs passes of its own over the context.
@@ -118,6 +121,7 @@ class PressedCache(KVCache):
         press: Any,
         *,
         budget: float | None,
+        kept: float,
         one_sequence: bool,
         rerotates: bool,
         replays: bool,
@@ -125,7 +129,8 @@ class PressedCache(KVCache):
     ) -> None:
         modules = attention_modules(model)
         super().__init__([PressedLayer() for _ in modules], context_length=context_length)
-        self.name, self.model, self.press, self.budget = name, model, press, budget
+        self.name, self.model, self.press, self.budget, self.kept = name, model, press, budget, kept
+        self._watched_from = 0  # the first token whose inputs are kept
         self.one_sequence, self.rerotates, self.replays = one_sequence, rerotates, replays
         if press is not None:
             self.prefill = Prefill.OWN if replays else Prefill.WATCHED
@@ -136,7 +141,7 @@ class PressedCache(KVCache):
 
     def _watch(self) -> None:
         """Keep what the attention modules are given by passes that fill this cache, until it is compressed or gone."""
-        self.inputs = None if self.press is None else LayerInputs(self.model, self)
+        self._watch_inputs()
         mine: weakref.ref[PressedCache] = weakref.ref(self)
 
         def remember(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -149,6 +154,11 @@ class PressedCache(KVCache):
         if self.replays:
             handles.append(self.model.get_decoder().register_forward_pre_hook(remember, with_kwargs=True))
         self._unwatch = weakref.finalize(self, _remove, handles)
+
+    def _watch_inputs(self) -> None:
+        """Keep what the attention modules are given from the next pass on."""
+        self._watched_from = self.get_seq_length()
+        self.inputs = None if self.press is None else LayerInputs(self.model, self)
 
     def check_batch(self, batch: int) -> None:
         if self.press is None:
@@ -168,46 +178,79 @@ class PressedCache(KVCache):
         assert self.inputs is not None
         self.inputs.stop()
         modules = attention_modules(self.model)
+        with self._at_work(modules):
+            if self.replays:
+                self._replay(modules)
+            else:
+                for layer, module in zip(self.own, modules, strict=True):
+                    self._press(layer, module)
+        self.inputs = None
+        self._check()
+        if self.every is not None:
+            self._watch_inputs()
+
+    def compress_again(self) -> None:
+        """Prune all that is cached by kvpress' `DecodingPress`, to its share of the longer sequence."""
+        if self.press is None:
+            super().compress_again()
+            return
+        assert self.inputs is not None
+        self.inputs.stop()
+        modules = attention_modules(self.model)
+        entries = int(self.kept * self.get_seq_length() * (1 + ROUNDING))
+        press = library().DecodingPress(base_press=self.press, compression_interval=1, target_size=entries)
+        with self._at_work(modules):
+            for layer, module in zip(self.own, modules, strict=True):
+                held = SimpleNamespace(keys=layer.keys_buffer.dense(), values=layer.values_buffer.dense())
+                self._hook(press, layer, module, held, most=press.hidden_states_buffer_size)
+                self._take(layer, module, held)
+        self._watch_inputs()
+
+    @contextmanager
+    def _at_work(self, modules: Sequence[nn.Module]) -> Iterator[None]:
+        """What a press finds when it works, and its errors in one line."""
         try:
             with _prepared(self.model, modules), _quiet(), torch.random.fork_rng():
                 torch.manual_seed(0)  # presses that draw random numbers draw the same ones for every prompt
-                if self.replays:
-                    self._replay(modules)
-                else:
-                    for layer, module in zip(self.own, modules, strict=True):
-                        self._press(layer, module)
+                yield
         except UserError:
             raise
         except Exception as error:  # whatever a press of somebody else's raises
             raise UserError(
                 f"{self.name} failed with {describe(error)}: change its parameters or the prompt"
             ) from error
-        self.inputs = None
-        self._check()
 
     def _press(self, layer: Any, module: nn.Module) -> None:
-        assert self.inputs is not None
-        known_input = self.inputs.layers[layer.index]
-        if known_input is None:
-            raise UserError(f"{self.name} needs what the model computes of a prompt: latency.prefill=real gives it one")
-        keys, values = layer.exact_keys.view(), layer.exact_values.view()
-        hidden, cos, sin = known_input
-        held = SimpleNamespace(keys=keys, values=values)
-        tokens = layer.logical_length
-        known = {
-            "hidden_states": hidden,
-            "past_key_values": SimpleNamespace(layers={module.layer_idx: held}),
-            "cache_position": torch.arange(tokens, device=hidden.device),
-            "position_ids": torch.arange(tokens, device=hidden.device)[None],
-            "position_embeddings": (cos, sin),
-        }
-        self.press.forward_hook(module, (), known, (None, None))
+        keys, tokens = layer.exact_keys.view(), layer.logical_length
+        held = SimpleNamespace(keys=keys, values=layer.exact_values.view())
+        self._hook(self.press, layer, module, held)
         if self.rerotates and held.keys is not keys:
             # Queries keep counting the tokens of the context: the entries move up to stand right before them.
             offset = torch.tensor([[tokens - held.keys.shape[2]]], device=keys.device)
             held.keys = Rotary(self.model).shift(held.keys, offset)
-        self.inputs.layers[layer.index] = None
         self._take(layer, module, held)
+
+    def _hook(self, press: Any, layer: Any, module: nn.Module, held: Any, most: int | None = None) -> None:
+        """Call a press as kvpress does behind a module; it replaces keys and values in `held`.
+
+        Args:
+            most: tokens, the newest, whose inputs it is shown; None shows all that were kept.
+        """
+        assert self.inputs is not None
+        known_input = self.inputs.layers[layer.index]
+        if known_input is None:
+            raise UserError(f"{self.name} needs what the model computes of a prompt: latency.prefill=real gives it one")
+        hidden, cos, sin = known_input if most is None else (part[:, -most:] for part in known_input)
+        positions = torch.arange(layer.logical_length - hidden.shape[1], layer.logical_length, device=hidden.device)
+        known = {
+            "hidden_states": hidden,
+            "past_key_values": SimpleNamespace(layers={module.layer_idx: held}),
+            "cache_position": positions,
+            "position_ids": positions[None],
+            "position_embeddings": (cos, sin),
+        }
+        press.forward_hook(module, (), known, (None, None))
+        self.inputs.layers[layer.index] = None
 
     def _replay(self, modules: Sequence[nn.Module]) -> None:
         held = DynamicCache()
@@ -258,7 +301,7 @@ class PressedCache(KVCache):
         if self.ids and tokens_to_remove:
             self.ids = [torch.cat(self.ids, dim=1)[:, : self.get_seq_length()]]
         if self.inputs is not None:
-            self.inputs.crop(self.get_seq_length())
+            self.inputs.crop(self.get_seq_length() - self._watched_from)
 
     def reset(self) -> None:
         super().reset()

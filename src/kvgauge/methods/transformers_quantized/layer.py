@@ -46,6 +46,17 @@ class TransformersQuantizedLayer(TwoPhaseLayer):
         self._decoded = None
         return exact_attention(query, keys, values, mask, scaling)
 
+    def compress_again(self) -> None:
+        """Code the waiting tokens now, as transformers does when there are enough: all are decoded and coded anew."""
+        inner = self.inner
+        if not inner.keys.numel():
+            return
+        keys, values = self.compressed_dense()
+        inner._quantized_keys = inner._quantize(keys.contiguous(), axis=inner.axis_key)
+        inner._quantized_values = inner._quantize(values.contiguous(), axis=inner.axis_value)
+        inner.keys, inner.values = (states.new_empty(0) for states in (keys, values))
+        inner._pending_beam_idx = None
+
     def compressed_nbytes_by_part(self) -> dict[str, int]:
         coded = live_nbytes([self.inner._quantized_keys, self.inner._quantized_values])
         residual = live_nbytes([self.inner.keys, self.inner.values])

@@ -167,7 +167,7 @@ class QuantizedCache(Quantizer, Method):
         new_layer = self.new_layer(bits, self.group(facts.head_dim, bits))
         self._try(new_layer, self.group(facts.head_dim, bits))
         layers = [TransformersQuantizedLayer(new_layer) for _ in range(facts.num_layers)]
-        return placed(KVCache(layers, context_length=context_length), model)
+        return placed(KVCache(layers, context_length=context_length), model).compress_every(self.every)
 
     def new_layer(self, bits: int, group: int) -> Callable[[], QuantizedLayer]:
         """What makes an empty layer of transformers; `group` numbers share a scale.

@@ -3,6 +3,7 @@
 from kvgauge.report.plots.accuracy import accuracy_by_length, bytes_by_part, differences, pareto, pareto_by_task
 from kvgauge.report.plots.fidelity import divergence, error_by_layer, error_by_rank
 from kvgauge.report.plots.frontier import frontier
+from kvgauge.report.plots.growth import growth
 from kvgauge.report.plots.heatmap import heatmap
 from kvgauge.report.plots.latency import latency_by_context
 from kvgauge.report.plots.needle import needle
@@ -17,6 +18,7 @@ __all__ = [
     "error_by_layer",
     "error_by_rank",
     "frontier",
+    "growth",
     "heatmap",
     "latency_by_context",
     "needle",
