@@ -10,6 +10,7 @@ import kvgauge
 from kvgauge.contract.method import Method
 from kvgauge.contract.while_decoding import cell_label, new_cache
 from kvgauge.evaluation.cell import Cell
+from kvgauge.evaluation.decoding import prefill
 from kvgauge.layers.cache import KVCache
 from kvgauge.layers.exact import ExactLayer
 from kvgauge.provenance import cell_config
@@ -84,3 +85,12 @@ def test_it_is_part_of_a_cell_s_name_and_of_its_identity(tiny):
     assert len({cell.fingerprint for cell in cells}) == 3
     assert [cell.budget for cell in cells] == [0.5] * 3
     assert often.sized(0.25).every == 32
+
+
+def test_steps_of_one_shape_cannot_compress(tiny, tokens):
+    model = tiny("tiny/llama")
+    cache = kvgauge.build_method("full", while_decoding={"every": 8}).new_cache(model)
+    prefill(model, tokens(1, 20), cache)
+    cache.compress()
+    with pytest.raises(kvgauge.UserError, match="leave while_decoding out"):
+        cache.fix_shapes(4)
