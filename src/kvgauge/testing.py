@@ -125,7 +125,7 @@ def check_bytes(method: Method, model: PreTrainedModel, fitted: Fitted | None = 
     assert not wasted, f"{method.label} holds {size} bytes, and {max(wasted)} would keep to the budget too"
 
 
-def _with_bits(method: Method, bits: int) -> Method:
+def _with_bits(method: Method, bits: float) -> Method:
     return replace(method, bits=bits)  # type: ignore[call-arg]  # a Quantizer has them
 
 

@@ -12,6 +12,9 @@ from kvgauge.kernels.cpu.stored_rows import plain_rows
 from kvgauge.store.buffers import GrowingBuffer
 from kvgauge.store.half_rows import HalfRows
 from kvgauge.store.quantized_rows import ChannelQuantizedRows, TokenQuantizedRows
+from kvgauge.store.rotated_rows import RotatedRows
+from kvgauge.store.turbo_rows import TurboRows
+from kvgauge.store.windowed_rows import WindowedRows
 
 FORMS = {
     "float32": lambda bits: GrowingBuffer(),
@@ -20,6 +23,12 @@ FORMS = {
     "balanced": lambda bits: TokenQuantizedRows(bits, 64, balance=True),
     "channel": lambda bits: ChannelQuantizedRows(bits, 64),
     "channel of 32": lambda bits: ChannelQuantizedRows(bits, 32),
+    "window, token": lambda bits: WindowedRows(TokenQuantizedRows(bits, 32), 32, 32),
+    "window, channel": lambda bits: WindowedRows(ChannelQuantizedRows(bits, 32), 64, 32),
+    "rotated": lambda bits: RotatedRows(TokenQuantizedRows(bits, 64), "hadamard"),
+    "rotated window": lambda bits: RotatedRows(WindowedRows(TokenQuantizedRows(bits, 64), 32, 32), "orthogonal"),
+    "turbo": lambda bits: TurboRows({8: 3.5}.get(bits, bits), signs=False),
+    "turbo with signs": lambda bits: TurboRows({8: 2.5}.get(bits, bits), signs=True),
 }
 CODED = [name for name in FORMS if name not in ("float32", "half")]
 HEADS = 3
@@ -117,7 +126,7 @@ def test_runs_join_and_are_projected(form):
 
 @pytest.mark.parametrize("group", [1, 3])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-@pytest.mark.parametrize("form", ["float32", "half", "token", "balanced"])
+@pytest.mark.parametrize("form", ["float32", "half", "token", "balanced", "rotated", "turbo", "turbo with signs"])
 def test_all_queries_ask_one_basis(form, bits, group):
     """One token basis for all heads, and a factor for each in codes."""
     tokens, rank_k, rank_v, head_dim = 1300, 34, 51, 16

@@ -62,11 +62,11 @@ class Quantizer(ABC):
         bits: given by the user; None leaves them to the budget.
     """
 
-    bits: int | None
+    bits: float | None
 
     @property
     @abstractmethod
-    def bit_choices(self) -> tuple[int, ...]:
+    def bit_choices(self) -> tuple[float, ...]:
         """Numbers of bits that there is a form for, ascending."""
 
     @property

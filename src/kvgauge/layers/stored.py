@@ -47,7 +47,7 @@ class StoredLayer(PairLayer):
     """
 
     def __init__(self, storage: Storage) -> None:
-        super().__init__(storage.rows("channel"), storage.rows("token"))
+        super().__init__(storage.rows("channel", part="keys"), storage.rows("token"))
         self.num_heads = 0  # kv-heads, known with the first tokens
 
     def store(self, keys: Tensor, values: Tensor) -> None:
@@ -67,5 +67,5 @@ def whole_layer(storage: Storage) -> TwoPhaseLayer:
 
 def whole_nbytes(storage: Storage, heads: int, head_dim: int, dtype: torch.dtype, tokens: int) -> int:
     """Bytes of one sequence in a `whole_layer`, right after its compression."""
-    keys = storage.rows_nbytes(tokens, head_dim, dtype, "channel")
+    keys = storage.rows_nbytes(tokens, head_dim, dtype, "channel", part="keys")
     return heads * (keys + storage.rows_nbytes(tokens, head_dim, dtype, "token"))

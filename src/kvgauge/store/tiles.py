@@ -103,8 +103,12 @@ class TiledBuffer:
         return rows[..., first - tile * TILE : end - tile * TILE, :]
 
     def crop(self, tokens: int) -> None:
-        """Keep the first `tokens` rows."""
+        """Keep the first `tokens` rows; what a tile holds behind them becomes zero."""
         self.length = min(self.length, tokens)
+        tile, slot = divmod(self.lead + self.length, TILE)
+        if self.stored is not None and slot:
+            tiles, last = self._tiles()
+            (tiles[..., tile, :, slot:] if tile < tiles.shape[-3] else last[..., slot:]).zero_()
 
     def trim(self) -> None:
         """Give back spare capacity."""

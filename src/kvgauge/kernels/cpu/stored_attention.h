@@ -11,8 +11,8 @@
 
 namespace {
 
-// One run of tokens. Its keys may stand in several pieces, one after another, and so may its values: codes come first, and
-// what follows them begins at a tile.
+// One run of tokens. Its keys may stand in several pieces, one after another or beside one another, and so may its values.
+// Codes come first; slots behind their last token hold nothing, or zeros.
 struct Run {
   bool shared;              // all heads of the model ask the same rows
   int64_t key_pieces, value_pieces;
@@ -20,7 +20,8 @@ struct Run {
   const Stored *asking;     // (heads, query_dim) rows of rank_k numbers: keys are asked with query · rows; null: as they are
   const Stored *expansion;  // (heads, output_dim) rows of rank_v numbers: sums become sum · rowsᵀ; null: they stay
   int64_t tokens, first;    // of the run, and in front of it
-  int64_t rank_k, rank_v, block, blocks, pairs, queries;  // tokens of a block; blocks of a pair; pairs with rows; their queries
+  int64_t rank_k, rank_v;   // channels of all pieces that stand beside one another
+  int64_t block, blocks, pairs, queries;  // tokens of a block; blocks of a pair; pairs with rows; their queries
   int64_t asked, parts, part;  // where its asked queries and its blocks' results begin, numbers of a result
 };
 
@@ -54,28 +55,46 @@ struct Slack {
   }
 };
 
+// A rotation as rows of its channels, one for every number that it turns.
+inline Stored rows_of_rotation(const Stored& rows, int64_t channels) {
+  Stored turning{};
+  turning.kind = FLOAT, turning.numbers = rows.rotation, turning.tokens = rows.rotated, turning.dim = channels;
+  turning.row_stride = channels;
+  return turning;
+}
+
 // The queries of one head of the model, scaled, as the rows of a run are asked.
-inline void ask(const StoredAttention& a, const Run& run, int64_t pair, float* asked, Scratch& scratch, Slack& slack) {
+inline void ask(const StoredAttention& a, const Run& run, int64_t pair, float* asked, Scratch& scratch, Slack& slack,
+                std::vector<float>& between) {
   const float* query = a.query + pair * a.group * a.query_dim;
+  const int64_t turned = run.keys->rotation ? run.keys->rotated : run.rank_k;
+  Ahead ahead;
+  between.assign(a.group * turned, 0.f);
   if (!run.asking) {
-    for (int64_t i = 0; i < a.group * a.query_dim; ++i) asked[i] = query[i] * a.scaling;
+    for (int64_t i = 0; i < a.group * a.query_dim; ++i) between[i] = query[i] * a.scaling;
+  } else {
+    float* weights = slack.rows(a.group, a.query_dim);
+    for (int64_t g = 0; g < a.group; ++g)
+      for (int64_t i = 0; i < a.query_dim; ++i) weights[g * slack.stride + i] = query[g * a.query_dim + i] * a.scaling;
+    mix(Located(*run.asking, pair / a.heads, pair % a.heads), 0, a.query_dim, a.group, weights, slack.stride,
+        between.data(), turned, scratch, ahead);
+  }
+  if (!run.keys->rotation) {
+    std::copy(between.begin(), between.end(), asked);
     return;
   }
-  float* weights = slack.rows(a.group, a.query_dim);
-  for (int64_t g = 0; g < a.group; ++g)
-    for (int64_t i = 0; i < a.query_dim; ++i) weights[g * slack.stride + i] = query[g * a.query_dim + i] * a.scaling;
   std::fill(asked, asked + a.group * run.rank_k, 0.f);
-  Ahead ahead;
-  mix(Located(*run.asking, pair / a.heads, pair % a.heads), 0, a.query_dim, a.group, weights, slack.stride, asked,
-      run.rank_k, scratch, ahead);
+  const Stored turning = rows_of_rotation(*run.keys, run.rank_k);
+  mix(Located(turning, 0, 0), 0, turned, a.group, between.data(), turned, asked, run.rank_k, scratch, ahead);
 }
 
 // Over the pieces that hold rows from `start` to `stop`: use(piece, from, to, where they begin among the rows).
 template <typename Use>
 inline void over_pieces(const Stored* pieces, int64_t count, int64_t start, int64_t stop, Use&& use) {
-  for (int64_t i = 0, before = 0; i < count; before += pieces[i].tokens, ++i) {
+  for (int64_t i = 0, before = 0; i < count; ++i) {
     const int64_t from = std::max(start, before), to = std::min(stop, before + pieces[i].tokens);
     if (from < to) use(pieces[i], from - before, to - before, from - start);
+    if (i + 1 < count && !pieces[i + 1].beside) before += pieces[i].tokens;
   }
 }
 
@@ -87,7 +106,8 @@ inline void attend_rows(const StoredAttention& a, const Run& run, int64_t pair, 
   float *largest = part + queries * run.rank_v, *total = largest + queries;
   Ahead values = ahead_of(run.values[0], sequence, head, start, std::min(stop, run.values[0].tokens));
   over_pieces(run.keys, run.key_pieces, start, stop, [&](const Stored& rows, int64_t from, int64_t to, int64_t at) {
-    dot(Located(rows, sequence, head), from, to, queries, asked, run.rank_k, scores + at, stride, scratch, values);
+    dot(Located(rows, sequence, head), from, to, queries, asked + rows.beside, run.rank_k, scores + at, stride, scratch,
+        values);
   });
   while (values.at < values.end) values.step();
   const int64_t place = run.first + start;
@@ -107,13 +127,14 @@ inline void attend_rows(const StoredAttention& a, const Run& run, int64_t pair, 
   }
   std::fill(part, part + queries * run.rank_v, 0.f);
   over_pieces(run.values, run.value_pieces, start, stop, [&](const Stored& rows, int64_t from, int64_t to, int64_t at) {
-    mix(Located(rows, sequence, head), from, to, queries, scores + at, stride, part, run.rank_v, scratch, next_keys);
+    mix(Located(rows, sequence, head), from, to, queries, scores + at, stride, part + rows.beside, run.rank_v, scratch,
+        next_keys);
   });
 }
 
 // The blocks of all runs for one head of the model: joined by their largest scores, expanded and normalised.
 inline void join_runs(const StoredAttention& a, const std::vector<Run>& runs, int64_t pair, const float* parts,
-                      Scratch& scratch, Slack& slack, std::vector<float>& mixed) {
+                      Scratch& scratch, Slack& slack, std::vector<float>& mixed, std::vector<float>& turned) {
   float *output = a.output + pair * a.group * a.output_dim, *lse = a.lse + pair * a.group;
   std::fill(lse, lse + a.group, LOWEST);
   std::fill(output, output + a.group * a.output_dim, 0.f);
@@ -137,11 +158,17 @@ inline void join_runs(const StoredAttention& a, const std::vector<Run>& runs, in
     }
     const float* values = mixed.data();
     int64_t stride = run.rank_v;
+    Ahead ahead;
+    if (run.values->rotation) {
+      const Stored turning = rows_of_rotation(*run.values, run.rank_v);
+      turned.resize(a.group * turning.tokens);
+      dot(Located(turning, 0, 0), 0, turning.tokens, a.group, values, stride, turned.data(), turning.tokens, scratch, ahead);
+      values = turned.data(), stride = turning.tokens;
+    }
     if (run.expansion) {
       float* expanded = slack.rows(a.group, a.output_dim);
-      Ahead ahead;
-      dot(Located(*run.expansion, pair / a.heads, pair % a.heads), 0, a.output_dim, a.group, mixed.data(), run.rank_v,
-          expanded, slack.stride, scratch, ahead);
+      dot(Located(*run.expansion, pair / a.heads, pair % a.heads), 0, a.output_dim, a.group, values, stride, expanded,
+          slack.stride, scratch, ahead);
       values = expanded, stride = slack.stride;
     }
     for (int64_t g = 0; g < a.group; ++g) {
@@ -191,12 +218,12 @@ inline void attend_stored(const StoredAttention& a, std::vector<Run>& runs) {
   {
     Scratch scratch, score_room;
     Slack slack;
-    std::vector<float> mixed;
+    std::vector<float> mixed, turned;
     float* scores = score_room.of(room);
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < int64_t(runs.size()) * pairs; ++i) {
       const Run& run = runs[i / pairs];
-      ask(a, run, i % pairs, queries.data() + run.asked + i % pairs * a.group * run.rank_k, scratch, slack);
+      ask(a, run, i % pairs, queries.data() + run.asked + i % pairs * a.group * run.rank_k, scratch, slack, turned);
     }
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < int64_t(tasks.size()); ++i) {
@@ -208,7 +235,8 @@ inline void attend_stored(const StoredAttention& a, std::vector<Run>& runs) {
                   padded_row(run.block), results.data() + run.parts + (task.pair * run.blocks + task.block) * run.part, scratch);
     }
 #pragma omp for schedule(static)
-    for (int64_t pair = 0; pair < pairs; ++pair) join_runs(a, runs, pair, results.data(), scratch, slack, mixed);
+    for (int64_t pair = 0; pair < pairs; ++pair)
+      join_runs(a, runs, pair, results.data(), scratch, slack, mixed, turned);
   }
 }
 
@@ -228,8 +256,14 @@ inline std::vector<Run> runs_of(const int64_t* words, int64_t count) {
     run.keys = pieces(run.key_pieces), run.values = pieces(run.value_pieces);
     run.asking = pieces(asks), run.expansion = pieces(expands);
     run.tokens = 0, run.first = first;
-    for (int64_t i = 0; i < run.key_pieces; ++i) run.tokens += run.keys[i].tokens;
-    run.rank_k = run.keys[0].dim, run.rank_v = run.values[0].dim;
+    for (int64_t i = 0; i < run.key_pieces; ++i)
+      if (!run.keys[i].beside) run.tokens += run.keys[i].tokens;
+    const auto channels = [](const Stored* rows, int64_t number) {
+      int64_t all = 0;
+      for (int64_t i = 0; i < number; ++i) all = std::max(all, rows[i].beside + rows[i].dim);
+      return all;
+    };
+    run.rank_k = channels(run.keys, run.key_pieces), run.rank_v = channels(run.values, run.value_pieces);
     first += run.tokens;
   }
   return runs;

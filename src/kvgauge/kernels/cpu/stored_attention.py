@@ -25,8 +25,7 @@ class StoredRun(NamedTuple):
     """A run of tokens.
 
     Attributes:
-        keys, values: in one piece or in several, one after another; codes come first, and end with a whole tile or with
-            the run.
+        keys, values: in one piece or in several, one after another; codes come first.
         asking: rows (query_dim, rank_k) of every key/value head: keys are asked with ``query @ rows``; None asks with
             the query.
         expansion: rows (output_dim, rank_v) of every key/value head: sums become ``sums @ rowsᵀ``; None leaves them.
@@ -43,8 +42,8 @@ class StoredRun(NamedTuple):
     def output_dim(self) -> int:
         """Numbers of an output."""
         if self.expansion is None:
-            return self.values[0].dim
-        return self.expansion.words[-1] or self.expansion.tokens
+            return self.values[0].rotated or self.values[0].dim
+        return self.expansion.head_rows or self.expansion.tokens
 
     def words(self) -> list[int]:
         """What the kernel reads: see ``runs_of``."""

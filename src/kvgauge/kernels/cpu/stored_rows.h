@@ -28,14 +28,18 @@ struct Stored {
   int64_t kind;
   int64_t numbers, parameters;    // addresses
   int64_t balance;                // address of float16 factors (sequences, heads, dim), of channels; 0: there are none
-  int64_t table;                  // address of LEVELS floats, what codes of 2 to 4 bits stand for; unused with 8
+  int64_t table;                  // address of LEVELS floats, what codes of 1 to 4 bits stand for; unused with 8
   int64_t tokens, dim, bits;
   int64_t lead;                   // slots of the first tile without a token
   int64_t group;                  // CHANNEL_CODES: tokens of a group, whole tiles. TOKEN_CODES: groups of a token
+  int64_t minima;                 // TOKEN_CODES: 1: groups have them; 0: they have scales alone
   int64_t missing;                // CHANNEL_CODES: tokens that the first group is short of; the lead is what tiles leave of it
   int64_t slots;                  // of all tiles; groups of tokens end with whole ones
   int64_t row_stride;             // of plain rows, in numbers
   int64_t number_strides[2], parameter_strides[2], balance_strides[2];  // of sequences and heads, in numbers
+  int64_t beside;                 // 0, or the first channel of rows that hold more channels of the tokens before
+  int64_t rotation;               // address of floats (rotated, channels): queries are asked as query · rotation; 0: as they are
+  int64_t rotated;                // numbers of a row before that
   int64_t head_rows;              // rows of one head where all heads share these: then head h has those from h · head_rows on
 };
 
@@ -65,6 +69,7 @@ struct Located {
 
   int64_t row_bytes() const { return of.bits == 3 ? (of.dim + 7) / 8 * 3 : (of.dim * of.bits + 7) / 8; }
   int64_t tile_bytes() const { return row_bytes() * TILE; }
+  int64_t parameter_rows() const { return of.group * (1 + of.minima); }
   const uint8_t* codes(int64_t tile) const { return static_cast<const uint8_t*>(numbers) + tile * tile_bytes(); }
 };
 
@@ -271,6 +276,7 @@ constexpr int runs_at_once(int queries, int channels) {
   return room >= 8 ? 8 : room >= 4 ? 4 : room >= 2 ? 2 : 1;
 }
 
+// As many queries as the sums of the channels of a run leave registers for.
 constexpr int most_mixed(int bits) { return bits >= 4 ? (WIDE ? 9 : 4) : bits == 2 ? (WIDE ? 4 : 2) : (WIDE ? 3 : 1); }
 
 // Rows of `width` numbers as rows of TILE.
@@ -352,10 +358,11 @@ void dot_codes(const Located& rows, int64_t from, int64_t to, const float* asked
     }
     dot_run<Q, BITS, false>(
         rows, tile, end, run, runs, own, width, nullptr, nullptr, ahead, [&](int64_t at, int piece, int q, Vector sum) {
-          const Half* parameters = rows.parameters + (at * 2 * groups + k) * TILE + piece * LANES;
+          const Half* parameters = rows.parameters + (at * rows.parameter_rows() + k) * TILE + piece * LANES;
           float* score = place(at, piece, q);
-          Vector all = sum * numbers(parameters) + numbers(parameters + groups * TILE) * total[q];
-          if (k) all += numbers(score);
+          Vector all = sum * numbers(parameters);
+          if (s.minima) all += numbers(parameters + groups * TILE) * total[q];
+          if (k || s.beside) all += numbers(score);
           store(score, all);
         });
   }
@@ -410,8 +417,8 @@ void mix_codes(const Located& rows, int64_t from, int64_t to, const float* weigh
     Vector minima[Q] = {};
     for (int64_t t = tile; t < end; ++t)
       UNROLLED for (int piece = 0; piece < PIECES; ++piece) {
-        const Half* parameters = rows.parameters + (t * 2 * groups + k) * TILE + piece * LANES;
-        const Vector scale = numbers(parameters), minimum = numbers(parameters + groups * TILE);
+        const Half* parameters = rows.parameters + (t * rows.parameter_rows() + k) * TILE + piece * LANES;
+        const Vector scale = numbers(parameters), minimum = s.minima ? numbers(parameters + groups * TILE) : Vector{};
         const int64_t at = (t - tile) * TILE + piece * LANES;
         UNROLLED for (int q = 0; q < Q; ++q) {
           const Vector weight = numbers(weights + q * weight_stride + at);
@@ -457,6 +464,7 @@ inline void by_kind(const Located& rows, Plain&& plain, Codes&& codes) {
     default: break;
   }
   switch (rows.of.bits) {
+    case 1: return codes(std::integral_constant<int, 1>{});
     case 2: return codes(std::integral_constant<int, 2>{});
     case 3: return codes(std::integral_constant<int, 3>{});
     case 4: return codes(std::integral_constant<int, 4>{});
@@ -473,9 +481,9 @@ inline void over_tiles(const Located& rows, int64_t from, int64_t to, Scratch& s
   if (to <= end) return;
   const int64_t start = std::max(from, end), bytes = rows.row_bytes(), width = s.slots - whole;
   scratch.last_codes.resize(bytes * TILE);
-  scratch.last_parameters.resize(2 * s.group * TILE);
+  scratch.last_parameters.resize(rows.parameter_rows() * TILE);
   unfold(rows.codes(whole / TILE), bytes, width, scratch.last_codes.data());
-  unfold(rows.parameters + 2 * s.group * whole, 2 * s.group, width, scratch.last_parameters.data());
+  unfold(rows.parameters + rows.parameter_rows() * whole, rows.parameter_rows(), width, scratch.last_parameters.data());
   Stored last = s;
   last.lead = 0;
   use(Located(last, rows, scratch.last_codes.data(), scratch.last_parameters.data()), start - end, to - end, start - from);

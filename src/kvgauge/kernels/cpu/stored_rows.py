@@ -12,21 +12,47 @@ from torch import Tensor
 PLAIN = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 TOKEN_CODES, CHANNEL_CODES = 3, 4
 TILE = 16  # tokens of a tile of codes
-CODED_BITS = (2, 3, 4, 8)
+CODED_BITS = (1, 2, 3, 4, 8)
 
 
 class StoredRows(NamedTuple):
-    """Rows in memory that outlives the call they are handed to.
+    """Rows in memory that outlives the call they are handed to: the ``Stored`` of the kernels, which says what is what.
 
-    Attributes:
-        words: what the kernels read, in the order of their ``Stored``.
-        tokens: rows of a head.
-        dim: numbers of a row.
+    Addresses, numbers of things, and strides in numbers; 0 where there is nothing.
     """
 
-    words: tuple[int, ...]
-    tokens: int
-    dim: int
+    kind: int = 0
+    numbers: int = 0
+    parameters: int = 0
+    balance: int = 0
+    table: int = 0
+    tokens: int = 0
+    dim: int = 0
+    bits: int = 0
+    lead: int = 0
+    group: int = 0
+    minima: int = 0
+    missing: int = 0
+    slots: int = 0
+    row_stride: int = 0
+    sequence_stride: int = 0
+    head_stride: int = 0
+    parameters_sequence_stride: int = 0
+    parameters_head_stride: int = 0
+    balance_sequence_stride: int = 0
+    balance_head_stride: int = 0
+    beside: int = 0
+    rotation: int = 0
+    rotated: int = 0
+    head_rows: int = 0
+
+    def turned(self, rotation: Tensor) -> StoredRows:
+        """The rows of what queries are asked as ``query @ rotation``, and sums become ``sums @ rotationᵀ``.
+
+        Args:
+            rotation: (numbers of a row, channels) float32, contiguous: channels of all pieces that stand side by side.
+        """
+        return self._replace(rotation=rotation.data_ptr(), rotated=rotation.shape[0])
 
 
 def plain_rows(rows: Tensor, *, shared: int = 0) -> StoredRows | None:
@@ -41,10 +67,17 @@ def plain_rows(rows: Tensor, *, shared: int = 0) -> StoredRows | None:
         return None
     if rows.device.type != "cpu" or (rows.stride(3) != 1 and rows.shape[3] > 1):
         return None
-    tokens, dim = rows.shape[2:]
-    row, strides = rows.stride(2), _head_strides(rows)
-    words = (kind, rows.data_ptr(), 0, 0, 0, tokens, dim, 0, 0, 0, 0, 0, row, *strides, 0, 0, 0, 0, shared)
-    return StoredRows(words, tokens, dim)
+    sequence, head = _head_strides(rows)
+    return StoredRows(
+        kind=kind,
+        numbers=rows.data_ptr(),
+        tokens=rows.shape[2],
+        dim=rows.shape[3],
+        row_stride=rows.stride(2),
+        sequence_stride=sequence,
+        head_stride=head,
+        head_rows=shared,
+    )
 
 
 def coded_rows(
@@ -55,12 +88,14 @@ def coded_rows(
     tokens: int,
     dim: int,
     bits: int,
-    levels: Tensor | None,
+    levels: Tensor,
     lead: int = 0,
     balance: Tensor | None = None,
     channel_groups: int = 0,
+    minima: bool = True,
     token_group: int = 0,
     missing: int = 0,
+    beside: int = 0,
     shared: int = 0,
 ) -> StoredRows | None:
     """Rows in packed codes; None where the kernels cannot read them.
@@ -76,8 +111,10 @@ def coded_rows(
         lead: slots of the first tile without a token.
         balance: (batch, heads or 1, 1, dim) float16, factors of channels.
         channel_groups: groups of a token's channels; 0 where groups are of tokens.
+        minima: groups of channels have scales and minima; False: they have scales alone.
         token_group: tokens of a group.
         missing: tokens that the first group is short of.
+        beside: 0, or the first channel of rows that hold more channels of the tokens of the piece before.
         shared: as in `plain_rows`.
     """
     if codes.device.type != "cpu" or bits not in CODED_BITS or token_group % TILE:
@@ -85,27 +122,32 @@ def coded_rows(
     for tensor in (codes, parameters):
         if not tensor[0, 0].is_contiguous():
             return None
-    kind = TOKEN_CODES if channel_groups else CHANNEL_CODES
-    words = (
-        kind,
-        codes.data_ptr(),
-        parameters.data_ptr(),
-        0 if balance is None else balance.data_ptr(),
-        0 if levels is None else levels.data_ptr(),
-        tokens,
-        dim,
-        bits,
-        lead,
-        channel_groups or token_group,
-        missing,
-        slots,
-        0,
-        *_head_strides(codes),
-        *_head_strides(parameters),
-        *((0, 0) if balance is None else _head_strides(balance)),
-        shared,
+    sequence, head = _head_strides(codes)
+    parameters_sequence, parameters_head = _head_strides(parameters)
+    balance_sequence, balance_head = (0, 0) if balance is None else _head_strides(balance)
+    return StoredRows(
+        kind=TOKEN_CODES if channel_groups else CHANNEL_CODES,
+        numbers=codes.data_ptr(),
+        parameters=parameters.data_ptr(),
+        balance=0 if balance is None else balance.data_ptr(),
+        table=levels.data_ptr(),
+        tokens=tokens,
+        dim=dim,
+        bits=bits,
+        lead=lead,
+        group=channel_groups or token_group,
+        minima=int(minima),
+        missing=missing,
+        slots=slots,
+        sequence_stride=sequence,
+        head_stride=head,
+        parameters_sequence_stride=parameters_sequence,
+        parameters_head_stride=parameters_head,
+        balance_sequence_stride=balance_sequence,
+        balance_head_stride=balance_head,
+        beside=beside,
+        head_rows=shared,
     )
-    return StoredRows(words, tokens, dim)
 
 
 def _head_strides(tensor: Tensor) -> tuple[int, int]:
@@ -126,4 +168,4 @@ def repeated(levels: Tensor) -> Tensor:
 
 def flat(rows: Sequence[StoredRows]) -> list[int]:
     """The words of several, one after another."""
-    return [word for one in rows for word in one.words]
+    return [word for one in rows for word in one]

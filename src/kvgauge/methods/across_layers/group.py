@@ -25,7 +25,7 @@ from kvgauge.methods.across_layers.selection import ChunkSelection, SelectedSegm
 from kvgauge.methods.across_layers.subspace import SharedSubspace, TruncatedSVD
 from kvgauge.methods.across_layers.subspace_segment import SubspaceSegment
 from kvgauge.store.rows import RowBuffer
-from kvgauge.store.storage import EXACT, Storage
+from kvgauge.store.storage import EXACT, PARTS, Storage
 
 GroupRanks = Callable[[int], tuple[int, int]]  # tokens of a sequence → (rank_k, rank_v) of the group
 
@@ -74,8 +74,8 @@ class CrossLayerGroup:
         self.ranks, self.settings = ranks, settings
         self.rotations = [None] * size if rotations is None else list(rotations)
         self.keys, self.values = (
-            SharedSubspace(size, weighting, normalize=settings.normalize, storage=settings.storage)
-            for weighting in weights
+            SharedSubspace(size, weighting, normalize=settings.normalize, storage=settings.storage, part=part)
+            for part, weighting in zip(PARTS, weights, strict=True)
         )
         self.members = [CrossLayerLayer(self, member) for member in range(size)]
         self._waiting: list[tuple[Tensor, Tensor]] = []

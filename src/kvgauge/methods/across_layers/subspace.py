@@ -130,6 +130,7 @@ class SharedSubspace:
         weighting: the metric in which the subspace is the best one; None: that of the features themselves.
         normalize: bring the (weighted) features of every layer to the same mean square before they are joined.
         storage: of the basis and the factors.
+        part: of `kvgauge.store.storage.PARTS`, whose features they are.
 
     Attributes:
         basis: (batch, tokens, rank).
@@ -144,9 +145,10 @@ class SharedSubspace:
         *,
         normalize: bool = False,
         storage: Storage = EXACT,
+        part: str = "values",
     ) -> None:
         self.exact = storage is EXACT
-        self.basis = storage.rows()
+        self.basis = storage.rows(part=part)
         self.factors = [storage.factor() for _ in range(layers)]
         self.scales = GrowingBuffer(step=1)
         self.weighting, self.normalize = weighting, normalize

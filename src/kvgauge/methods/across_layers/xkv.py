@@ -39,7 +39,7 @@ from kvgauge.methods.across_layers.ranks import group_ranks, split
 from kvgauge.methods.across_layers.selection import ChunkSelection
 from kvgauge.methods.across_layers.subspace import TruncatedSVD
 from kvgauge.methods.across_layers.uniform import layer_range
-from kvgauge.store.storage import EXACT, Storage
+from kvgauge.store.storage import EXACT, PARTS, Storage
 
 if TYPE_CHECKING:
     from kvgauge.calibration.moments import Moments
@@ -419,8 +419,10 @@ class XKV(Projector, Lossless, Method):
             parts, rotary = 1, facts.latent.qk_rope_head_dim
             size = ((facts.num_layers - compressed) * width + facts.num_layers * rotary) * tokens * dtype.itemsize
         for group, given in zip(groups, ranks, strict=True):
-            for rank in (max(1, min(rank, rest, len(group) * width)) for rank in given[:parts]):
-                size += storage.rows_nbytes(rest, rank, dtype) + len(group) * storage.factor_nbytes(width, rank, dtype)
+            for part, wanted in zip(PARTS[:parts], given, strict=False):
+                rank = max(1, min(wanted, rest, len(group) * width))
+                size += storage.rows_nbytes(rest, rank, dtype, part=part)
+                size += len(group) * storage.factor_nbytes(width, rank, dtype)
         size += compressed * parts * heads * storage.kept_nbytes(sinks, head_dim, dtype)
         selection = self.selection()
         if selection is not None:

@@ -113,7 +113,7 @@ class LatentLayer(TwoPhaseLayer):
         self.source = projections
         self.projections: HeadProjections | None = None
         self.sinks, self.window = ExactSinks(sinks, storage), window
-        self.latent_keys = storage.rows(SUITED, dimension_major=True)
+        self.latent_keys = storage.rows(SUITED, dimension_major=True, part="keys")
         self.latent_values = storage.rows(SUITED, dimension_major=True)
         self.recent_keys, self.recent_values = storage.kept(), storage.kept()
 

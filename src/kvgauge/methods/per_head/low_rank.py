@@ -36,7 +36,7 @@ from kvgauge.methods.per_head.ranks import (
     latent_ranks,
 )
 from kvgauge.methods.per_head.streaming_latents import StreamingLatentCache, StreamingLatentLayer
-from kvgauge.store.storage import EXACT, Storage
+from kvgauge.store.storage import EXACT, PARTS, Storage
 
 if TYPE_CHECKING:
     from kvgauge.calibration.moments import Moments
@@ -286,7 +286,9 @@ class LowRankPerHead(Projector, Lossless, Method):
         ranks = self.ranks(fitted, facts, tokens)
         exact = min(self.sinks + self.window, tokens)
         latents = sum(
-            storage.rows_nbytes(tokens - exact, rank, dtype, SUITED) for rank_pair in ranks for rank in rank_pair
+            storage.rows_nbytes(tokens - exact, rank, dtype, SUITED, part=part)
+            for rank_pair in ranks
+            for part, rank in zip(PARTS, rank_pair, strict=True)
         )
         return heads * (latents + 2 * facts.num_layers * storage.kept_nbytes(exact, head_dim, dtype))
 
