@@ -60,6 +60,11 @@ COMPOSITIONS = {
     "slim-fixed-kqsvd-int8": (({**SLIM, "budget": 0.5}, "kqsvd", "int8"), 0.15),
     "streaming-int4": (({"method": "streaming_llm", "start": 4, "window": 64}, "int4"), 0.15),
     "xkv": ((XKV,), 0.4),
+    "kqsvd-kivi2": (("kqsvd", {"method": "kivi2", "residual": 32}), 0.15),
+    "kqsvd-turboquant": (("kqsvd", {"method": "turboquant", "bits": 3.5}), 0.16),
+    "xkv-turboquant-prod": (({**XKV, "sinks": 4}, {"method": "turboquant_prod", "bits": 3}), 0.15),
+    "kqsvd-int4-rotated": (("kqsvd", "int4_rotated"), 0.4),
+    "slim-turboquant": ((SLIM, {"method": "turboquant", "key_bits": 4, "value_bits": 2}), 0.15),
 }
 
 
@@ -325,6 +330,11 @@ ANSWERED = {
     "xkv-post": ({**XKV, "rope": "post"}, "int8"),
     "xkv-post-sinks": ({**XKV, "rope": "post", "sinks": 4}, {"bits": 4, "group": 16}),
     "xkv-post-exact": ({**XKV, "rope": "post"},),
+    "full-kivi": ("full", {"method": "kivi4", "residual": 32}),
+    "full-turboquant": ("full", {"method": "turboquant", "bits": 3.5}),
+    "full-turboquant-prod": ("full", {"method": "turboquant_prod", "key_bits": 3, "value_bits": 4}),
+    "kqsvd-int4-rotated": (EXACT_ENDS, "int4_rotated"),
+    "xkv-post-turboquant": ({**XKV, "rope": "post", "sinks": 4}, "turboquant"),
 }
 
 
