@@ -303,7 +303,6 @@ def test_compositions_that_cannot_be_are_one_line(members, message):
         (["kqsvd", "int8"], 0.02, "budget 0.02 of compose is below what its members can reach"),
         ([SLIM, XKV, "int4"], 0.2, "every layer has merged other tokens"),
         ([{"method": "kqsvd", "compress_prefill": True}, "int4"], 0.2, "have no quantised storage"),
-        ([{**XKV, "sr": {"chunk": 8, "budget": 64}}, "int4"], 0.2, "have no quantised storage"),
     ],
 )
 def test_what_does_not_work_says_so_before_any_work(members, budget, message, tiny, fit):

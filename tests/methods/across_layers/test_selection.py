@@ -7,7 +7,9 @@ import torch
 
 import kvgauge
 from kvgauge.attend.mask import CAUSAL
+from kvgauge.methods.across_layers import selection
 from kvgauge.methods.across_layers.selection import ChunkSelection
+from kvgauge.store.rows import BlockwiseRows
 
 
 def test_landmarks_are_means_aligned_at_the_end():
@@ -70,6 +72,45 @@ def test_it_attends_to_the_chosen_tokens_alone(rope, context, tiny, tokens):
     )
     actual = layer.attend_compressed(query, CAUSAL, 0.25)
     torch.testing.assert_close(actual, expected.transpose(1, 2), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("rope", ["pre", "post"])
+@pytest.mark.parametrize("bits", [8, 4, 3])
+def test_chosen_chunks_of_packed_bases_are_rebuilt_alone_and_sinks_are_always_seen(
+    rope, bits, compiled, tiny, tokens, monkeypatch
+):
+    model, ids, context = tiny("tiny/llama"), tokens(2, 90), 90 - 4
+    xkv = {"method": "xkv", "rank": 60, "rope": rope, "sinks": 4, "sr": {"chunk": 8, "budget": 32}}
+    method = kvgauge.build_method("compose", compose=[xkv, {"bits": bits}], budget=None)
+    cache = decoded(model, method, ids, tokens(2, 1))[1]
+    cache.crop(-1)
+    layer = cache.layers[2]
+    keys, values = layer.dense()
+    query = torch.randn(2, 4, 1, 16)
+    if compiled:
+        monkeypatch.setattr(BlockwiseRows, "block", lambda *given: pytest.fail("the basis was dequantised"))
+        monkeypatch.setattr(type(layer.landmarks), "dense", lambda self: self.stored.view().float())
+        gathered = []
+        gather = selection.gather_rows
+        monkeypatch.setattr(selection, "gather_rows", lambda *a: gathered.append(gather(*a)) or gathered[-1])
+    else:
+        monkeypatch.setattr(selection, "gather_rows", lambda *given: None)
+    actual = layer.attend_compressed(query, CAUSAL, 0.25)
+    monkeypatch.undo()
+    assert not compiled or (len(gathered) == 2 and all(one is not None for one in gathered))
+    starts = ChunkSelection(8, 32).choose(query, layer.landmarks.dense(), None, context, 0.25)
+    columns = (starts.unsqueeze(-1) + torch.arange(8)).flatten(2)
+    mask = torch.zeros(2, 2, context + 4, dtype=torch.bool)
+    mask[:, :, :4] = True
+    for sequence in range(2):
+        for head in range(2):
+            chosen = columns[sequence, head]
+            mask[sequence, head, 4 + chosen[chosen >= 0]] = True
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query, keys, values, attn_mask=mask.repeat_interleave(2, dim=1)[:, :, None], scale=0.25, enable_gqa=True
+    )
+    torch.testing.assert_close(actual, expected.transpose(1, 2), atol=2e-4, rtol=1e-3)
 
 
 def test_padded_batches_give_the_answers_of_one_by_one(tiny, tokens):

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "gather_rows.h"
 #include "stored_attention.h"
 
 extern "C" {
@@ -17,6 +18,12 @@ void kvgauge_attend_stored(const float* query, const uint8_t* mask, const int32_
                              sizes[2], sizes[3], sizes[4], sizes[6], scaling, softcap,  threads};
   std::vector<Run> runs = runs_of(words, sizes[5]);
   attend_stored(a, runs);
+}
+
+// Chosen rows, turned on their side; see Gather for the shapes. `words`: the rows.
+void kvgauge_gather(const int64_t* words, const int64_t* starts, float* out, int64_t sequences, int64_t heads,
+                    int64_t chunks, int64_t chunk, int threads) {
+  gather({reinterpret_cast<const Stored*>(words), starts, out, sequences, heads, chunks, chunk, threads});
 }
 
 }  // extern "C"

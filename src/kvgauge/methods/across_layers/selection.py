@@ -15,6 +15,9 @@ from torch import Tensor
 
 from kvgauge.architecture.planes import interleaved, planes_of
 from kvgauge.attend.mask import Mask
+from kvgauge.kernels.cpu.gather_rows import gather_rows, turned_rows
+from kvgauge.kernels.cpu.stored_rows import TOKEN_CODES
+from kvgauge.methods.across_layers.subspace import SharedSubspace
 from kvgauge.methods.across_layers.subspace_segment import SubspaceSegment
 
 
@@ -87,7 +90,7 @@ class SelectedSegment:
     """
 
     def __init__(self, source: SubspaceSegment, starts: Tensor, chunk: int, mask: Mask) -> None:
-        self.source = source
+        self.source, self.starts, self.chunk = source, starts, chunk
         self.num_key_value_heads = source.num_key_value_heads
         columns = (starts.unsqueeze(-1) + torch.arange(chunk, device=starts.device)).flatten(2)
         shorter = len(source) % chunk != 0  # the first chunk then has columns that do not exist
@@ -101,6 +104,9 @@ class SelectedSegment:
     def scores(self, query: Tensor) -> Tensor:
         """See `kvgauge.attend.attention.Segment`."""
         keys, rotation = self.source.keys, self.source.rotation
+        coded = self._coded(keys)
+        if coded is not None:
+            return self._hidden(self._coded_scores(query, *coded).to(query.dtype))
         factor = keys.factors[self.source.member].dense().unflatten(1, (query.shape[1], -1))
         rows = self._rows(keys.basis.dense())
         if rotation is None:
@@ -110,6 +116,18 @@ class SelectedSegment:
             planes_of(rebuilt).mul_(rotation.looked_up(self.columns, len(self.source)))
             asked = interleaved(self.source.asked(query, rotation))
             scores = (asked @ rebuilt.transpose(-1, -2)).to(query.dtype)
+        return self._hidden(scores)
+
+    def _coded_scores(self, query: Tensor, rows: Tensor, factor: Tensor) -> Tensor:
+        """Scores of codes: the chosen rows, and the factor, as in `_coded`."""
+        rotation = self.source.rotation
+        if rotation is None:
+            return (query.float() @ factor.mT) @ rows
+        rebuilt = (rows.mT @ factor).contiguous()
+        planes_of(rebuilt).mul_(rotation.looked_up(self.columns, len(self.source)))
+        return interleaved(self.source.asked(query, rotation)) @ rebuilt.mT
+
+    def _hidden(self, scores: Tensor) -> Tensor:
         self.mask.apply_(scores)
         if self.missing is not None:
             scores.masked_fill_(self.missing[:, :, None], torch.finfo(scores.dtype).min)
@@ -118,8 +136,24 @@ class SelectedSegment:
     def mix(self, weights: Tensor) -> Tensor:
         """See `kvgauge.attend.attention.Segment`."""
         values = self.source.values
+        coded = self._coded(values)
+        if coded is not None:
+            return ((weights.float() @ coded[0].mT) @ coded[1]).to(weights.dtype)
         factor = values.factors[self.source.member].dense().unflatten(1, (weights.shape[1], -1))
         return (weights @ self._rows(values.basis.dense())) @ factor.transpose(-1, -2)
+
+    def _coded(self, space: SharedSubspace) -> tuple[Tensor, Tensor] | None:
+        """The chosen rows of a basis in codes (batch, heads, rank, entries), and the factor (batch, heads, rank, d).
+
+        None where the kernel that gathers them does not know their form. Nothing else of the basis is dequantised.
+        """
+        bases, factors = space.basis.compiled(), space.factors[self.source.member].compiled()
+        if bases is None or factors is None or len(bases) > 1 or bases[0].kind != TOKEN_CODES:
+            return None
+        rows, factor = gather_rows(bases[0], self.starts, self.chunk), turned_rows(factors[0], self.starts.shape[0])
+        if rows is None or factor is None:
+            return None
+        return rows, factor.unflatten(-1, (self.num_key_value_heads, -1)).transpose(1, 2)
 
     def _rows(self, basis: Tensor) -> Tensor:
         """The basis at the chosen columns: (batch, heads, entries, rank)."""

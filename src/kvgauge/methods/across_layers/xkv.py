@@ -345,8 +345,8 @@ class XKV(Projector, Lossless, Method):
         # refuses what cannot work before any work is done
         sized(facts.max_positions).ranks(facts, facts.max_positions, known)
         latent = facts.latent is not None
-        if storage is not EXACT and (latent or self.sr is not None):
-            raise UserError(f"sr and latents (MLA) of {self.name} have no quantised storage: leave the quantiser out")
+        if storage is not EXACT and latent:
+            raise UserError(f"latents (MLA) of {self.name} have no quantised storage: leave the quantiser out")
         layers: list[LayerCache] = [
             ExactLatentLayer() if latent else whole_layer(storage) for _ in range(facts.num_layers)
         ]
