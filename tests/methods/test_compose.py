@@ -63,7 +63,7 @@ COMPOSITIONS = {
     "kqsvd-kivi2": (("kqsvd", {"method": "kivi2", "residual": 32}), 0.15),
     "kqsvd-turboquant": (("kqsvd", {"method": "turboquant", "bits": 3.5}), 0.16),
     "xkv-turboquant-prod": (({**XKV, "sinks": 4}, {"method": "turboquant_prod", "bits": 3}), 0.15),
-    "kqsvd-int4-rotated": (("kqsvd", "int4_rotated"), 0.4),
+    "kqsvd-int4-rotated": (("kqsvd", "int4_rotated"), 0.38),
     "slim-turboquant": ((SLIM, {"method": "turboquant", "key_bits": 4, "value_bits": 2}), 0.15),
 }
 

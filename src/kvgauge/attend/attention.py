@@ -61,13 +61,12 @@ class Attendable(Protocol):
         ...
 
 
-@runtime_checkable
-class ServesModules(Protocol):
+class ServesModules(ABC):
     """An `Attendable` that several attention modules ask."""
 
+    @abstractmethod
     def for_module(self, module: nn.Module) -> Attendable:
         """What attends for one of them."""
-        ...
 
 
 class Segment(Protocol):

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from kvgauge.architecture.head_frame import HeadFrame
+from kvgauge.attend.attention import ServesModules
 from kvgauge.attend.mask import Mask
 
 if TYPE_CHECKING:
     from kvgauge.layers.cache import LayerCache
 
 
-class Reading:
+class Reading(ServesModules):
     """A layer's cache in one forward pass: brings queries into its frame, and serves other layers that read it too.
 
     Args:

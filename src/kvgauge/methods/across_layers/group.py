@@ -95,11 +95,16 @@ class CrossLayerGroup:
         self._waiting.append((keys, values))
         if len(self._waiting) < len(self.members):
             return
-        waiting, self._waiting = self._waiting, []
-        key_rows = [self.key_rows(member, layer_keys) for member, (layer_keys, _) in enumerate(waiting)]
-        value_rows = [self.value_rows(layer_values) for _, layer_values in waiting]
-        self.keys.fit(key_rows, valid, lambda length: self.ranks(length)[0], self.settings.svd)
-        self.values.fit(value_rows, valid, lambda length: self.ranks(length)[1], self.settings.svd)
+        exact_keys, exact_values = map(list, zip(*self._waiting, strict=True))
+        self._waiting = []
+        # what is no longer needed goes before the next copy is made
+        rows = [self.key_rows(member, layer_keys) for member, layer_keys in enumerate(exact_keys)]
+        exact_keys.clear()
+        self.keys.fit(rows, valid, lambda length: self.ranks(length)[0], self.settings.svd)
+        rows.clear()
+        rows = [self.value_rows(layer_values) for layer_values in exact_values]
+        exact_values.clear()
+        self.values.fit(rows, valid, lambda length: self.ranks(length)[1], self.settings.svd)
 
     def key_rows(self, member: int, keys: Tensor, start: int = 0) -> Tensor:
         """Keys (batch, heads, tokens, head_dim) of a layer, from column `start` on, as features (batch, tokens, F).
