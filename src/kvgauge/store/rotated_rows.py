@@ -56,6 +56,10 @@ class RotatedRows(RowBuffer):
     def room(self) -> int:
         return self.inner.room()
 
+    @property
+    def together(self) -> int:
+        return self.inner.together
+
     def map_batch(self, select: Callable[[Tensor], Tensor]) -> None:
         self.inner.map_batch(select)
 

@@ -62,6 +62,10 @@ class WindowedRows(BlockwiseRows):
         left = self.window + self.group - 1 - len(self.recent)
         return max(0, min(self.recent.room(), left))
 
+    @property
+    def together(self) -> int:
+        return self.group
+
     def map_batch(self, select: Callable[[Tensor], Tensor]) -> None:
         self.coded.map_batch(select)
         self.recent.map_batch(select)
