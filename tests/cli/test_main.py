@@ -91,6 +91,8 @@ def test_help_of_a_stage_is_its_docstring_and_hydra_s(monkeypatch, capsys):
         (["fit", "--mutlirun"], "unrecognized arguments: --mutlirun"),
         (["fit", "model=5"], "bad configuration: Config group override must be a string"),
         (["models", "--jsn"], "unrecognized arguments: --jsn: see `kvgauge models --help`"),
+        (["check", "smollm2-135"], "unknown model 'smollm2-135': did you mean 'smollm2-135m'"),
+        (["check", "tiny/llama", "model.devise=cpu"], "devise"),
         (["estimate", "128000"], "unrecognized arguments: 128000"),
         (["-sc", "install=tcsh"], "completion is for bash, fish and zsh"),
     ],

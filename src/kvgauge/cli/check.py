@@ -1,7 +1,7 @@
 """check: whether a model is measured right, by which methods, and why others refuse it.
 
     kvgauge check model=smollm2-135m
-    kvgauge check tiny/llama tiny/qwen3
+    kvgauge check tiny/llama tiny/qwen3 model.device=cuda
     kvgauge check --architectures
     kvgauge check --architectures --only gemma3 gpt_oss --json
     kvgauge check tiny/llama --methods all
@@ -21,13 +21,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from omegaconf import OmegaConf
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from kvgauge.configuration import plain
 from kvgauge.errors import UserError, unknown
 from kvgauge.measure.serving import BROKEN, METHODS, REFUSED, RIGHT, WRONG, Finding, all_methods, findings
 from kvgauge.models.attaching import attach
-from kvgauge.models.loading import load_model
+from kvgauge.models.loading import load_model, model_spec
+from kvgauge.models.spec import ModelSpec
 from kvgauge.models.zoo import ARCHITECTURES, zoo_model
 from kvgauge.stage import CommandParser, fail
 
@@ -41,7 +44,11 @@ Methods = Mapping[str, Mapping[str, object]]
 def main() -> None:
     """Print a line per model as it is done, then one JSON line."""
     parser = CommandParser(__doc__)
-    parser.add_argument("models", nargs="*", help="names of conf/model, hub ids, directories or .gguf files")
+    parser.add_argument(
+        "models",
+        nargs="*",
+        help="names of conf/model, hub ids, directories or .gguf files; model.<field>=… for all",
+    )
     parser.add_argument("--architectures", action="store_true", help="tiny random models of every architecture")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="of the architectures only these")
     parser.add_argument(
@@ -49,19 +56,20 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true", help="the JSON line only")
     options = parser.parse_args()
-    models = [name.removeprefix("model=") for name in options.models]
+    models = [name.removeprefix("model=") for name in options.models if not name.startswith("model.")]
     if not models and not options.architectures and not options.only:
         parser.error("name a model, or say --architectures")
     names = options.only or (list(ARCHITECTURES) if options.architectures else [])
     rows: list[dict[str, Any]] = []
     try:
         methods = _methods(options.methods)
+        specs = [_spec(name, [text for text in options.models if text.startswith("model.")]) for name in models]
     except UserError as error:
         fail(str(error))
     if not options.json:
         print(f"{'':28}" + "".join(f"{method:<{_width(method)}}" for method in methods))
     try:
-        for name, found in tqdm(_found(models, names, methods), total=len(names) + len(models), disable=None):
+        for name, found in tqdm(_found(specs, names, methods), total=len(names) + len(models), disable=None):
             rows += [{"model": name, **asdict(finding)} for finding in found]
             if not options.json:
                 print(_line(name, found))
@@ -93,14 +101,24 @@ def _width(method: str) -> int:
     return max(WIDTH, len(method) + 2)
 
 
-def _found(models: list[str], architectures: list[str], methods: Methods) -> Iterator[tuple[str, list[Finding]]]:
-    for name in models:
+def _spec(name: str, overrides: list[str]) -> ModelSpec:
+    """A model, in float32 unless an override says otherwise.
+
+    Raises:
+        UserError: no such name, or a field or its value is wrong.
+    """
+    fields = plain(OmegaConf.from_dotlist(overrides)).get("model", {})
+    return model_spec(name, **{"dtype": "float32"} | fields)
+
+
+def _found(models: list[ModelSpec], architectures: list[str], methods: Methods) -> Iterator[tuple[str, list[Finding]]]:
+    for spec in models:
         try:
-            model, _ = load_model(name, dtype="float32")
+            model, _ = load_model(spec)
         except UserError as error:
-            yield name, [Finding(method, REFUSED, str(error)) for method in methods]
+            yield spec.name, [Finding(method, REFUSED, str(error)) for method in methods]
             continue
-        yield name, findings(model, methods)
+        yield spec.name, findings(model, methods)
     for name in architectures:
         yield name, findings(_attached(name), methods)
 
