@@ -13,7 +13,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from functools import cache
+
+with redirect_stderr(
+    sys.__stderr__
+):  # rouge-score's logging keeps the stream it finds, and closes it when Hydra begins
+    import absl.logging  # noqa: F401
 
 import pytest
 import torch
