@@ -16,9 +16,8 @@ from collections.abc import Callable
 from contextlib import redirect_stderr
 from functools import cache
 
-with redirect_stderr(
-    sys.__stderr__
-):  # rouge-score's logging keeps the stream it finds, and closes it when Hydra begins
+# rouge-score's logging keeps the stream that it finds when imported, and closes it when Hydra sets logging up.
+with redirect_stderr(sys.__stderr__):
     import absl.logging  # noqa: F401
 
 import pytest
