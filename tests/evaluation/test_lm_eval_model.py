@@ -12,6 +12,7 @@ from lm_eval.tasks import TaskManager
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import kvgauge
+from kvgauge import lm_eval as command
 from kvgauge.errors import UserError
 from kvgauge.evaluation.lm_eval_model import KVGaugeLM
 
@@ -119,3 +120,14 @@ def test_scoring_whole_texts_is_refused() -> None:
     lm = KVGaugeLM("tiny/llama", method="full")
     with pytest.raises(UserError, match="no context to compress"):
         lm.loglikelihood_rolling([])
+
+
+def test_a_task_that_it_does_not_know_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--model", "kvgauge", "--model_args", "pretrained=tiny/llama", "--tasks", "nosuch"]
+    monkeypatch.setattr("sys.argv", ["kvgauge lm-eval", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        command.main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("kvgauge: tasks not found: nosuch: ")
