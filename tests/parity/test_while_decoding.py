@@ -74,10 +74,14 @@ def test_budgets_hold_at_every_multiple_and_lossless_settings_lose_nothing(name,
     check_while_decoding(method, tiny("tiny/llama"), fitted, periods=3)
 
 
-@pytest.mark.parametrize(("name", "options"), CELLS, ids=NAMES)
+def but(*left_out):
+    """The parameters of all cells but these."""
+    kept = [(cell, name) for cell, name in zip(CELLS, NAMES, strict=True) if cell[0] not in left_out]
+    return pytest.mark.parametrize(("name", "options"), [cell for cell, _ in kept], ids=[name for _, name in kept])
+
+
+@but("kvpress/knorm")  # one token at two places has first-layer keys of one norm: rounding decides which of them stays
 def test_drafts_give_the_greedy_answer_and_the_same_cache(name, options, tiny, fit, tokens):
-    if name == "kvpress/knorm":
-        pytest.skip("one token at two places has first-layer keys of one norm: rounding decides which of them stays")
     model, ids = tiny("tiny/llama"), tokens(1, 130, seed=1)
     method, fitted = built(name, options, fit)
 
@@ -95,10 +99,8 @@ def test_drafts_give_the_greedy_answer_and_the_same_cache(name, options, tiny, f
     assert mine.nbytes_by_part() == cache.nbytes_by_part()
 
 
-@pytest.mark.parametrize(("name", "options"), CELLS, ids=NAMES)
+@but(*ROWS_ALONE)  # the engine answers their prompts one by one
 def test_a_padded_batch_gives_what_its_sequences_give_alone(name, options, tiny, fit, tokens):
-    if name in ROWS_ALONE:
-        pytest.skip("the engine answers its prompts one by one")
     model = tiny("tiny/llama")
     method, fitted = built(name, options, fit)
     long, short, question = tokens(1, 96, seed=4), tokens(1, 79, seed=5), tokens(1, 40, seed=6)
